@@ -1,0 +1,60 @@
+"""The oracle: forward, backward and state update of every method in NumPy, written from the papers.
+
+No adapter imports this room and it imports no adapter: it is the independent witness. It knows one layout only,
+``(batch, channel, *spatial)`` or ``(*batch, *normalized)``.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from crossnorm.spec import Mode, NormSpec
+
+from . import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from ._base import Array as Array
+from ._base import Forward as Forward
+from ._base import Quantity as Quantity
+
+METHODS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (batch_norm, layer_norm, group_norm, instance_norm, rms_norm)
+}
+
+
+def forward(
+    spec: NormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode
+) -> Forward:
+    """Output and new state of the specification's method, in the dtype of the arrays.
+
+    Args:
+        spec: any specification.
+        x: the input, float64, longdouble or complex.
+        parameters: an array for each of ``spec.parameters``.
+        state: an array for each of ``spec.state``.
+        mode: where the statistics come from and whether the state is updated.
+
+    >>> import numpy as np, crossnorm
+    >>> x = np.array([[1.0, 3.0]])
+    >>> forward(crossnorm.LayerNormSpec(shape=2, eps=0.0), x, {}, {}, crossnorm.TRAIN).y.value
+    array([[-1.,  1.]])
+    """
+    result: Forward = METHODS[spec.method].forward(spec, x, parameters, state, mode)
+    return result
+
+
+def backward(
+    spec: NormSpec,
+    x: Array,
+    parameters: Mapping[str, Array],
+    state: Mapping[str, Array],
+    mode: Mode,
+    upstream: Array,
+) -> dict[str, Quantity]:
+    """The gradients ``{"x": ..., "scale": ..., ...}``, given the gradient ``upstream`` of the output.
+
+    >>> import numpy as np, crossnorm
+    >>> x = np.array([[1.0, 3.0]])
+    >>> backward(crossnorm.RMSNormSpec(shape=2), x, {}, {}, crossnorm.TRAIN, x)["x"].value.round(5)
+    array([[0., 0.]])
+    """
+    result: dict[str, Quantity] = METHODS[spec.method].backward(spec, x, parameters, state, mode, upstream)
+    return result

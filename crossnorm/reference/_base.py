@@ -1,0 +1,164 @@
+"""The parts that the methods' references share: quantities with their magnitudes, and the standardisation step.
+
+Everything is generic over float64, longdouble and their complex versions, and every value is a holomorphic function of the
+inputs (no absolute value, no conjugate), so that complex-step differentiation can check the gradients. Magnitudes are not
+differentiated and do use absolute values.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossnorm.spec import Mode, NormSpec
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value with what is needed to judge another one against it.
+
+    ``magnitude``: the absolute values of the terms of the formula's last addition, summed (root of the sum of squares where
+    the formula sums many terms). ``view`` and ``axes``: reshape to ``view``, and each statistics group extends over ``axes``;
+    empty axes mean that every element is a group of its own. ``eps``: a variance, compared as ``sqrt(v + eps)``.
+    """
+
+    value: Array
+    magnitude: Array
+    view: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+    eps: float | None = None
+
+    def comparable(self, value: Array) -> Array:
+        """``value`` as it is compared: a variance as ``sqrt(v + eps)``, anything else as it is."""
+        if self.eps is None:
+            return value
+        with np.errstate(invalid="ignore"):
+            root: Array = np.sqrt(value + self.eps)
+        return root
+
+    def over_groups(self, values: Array) -> Array:
+        """The largest of ``values`` in each statistics group, at every element of the group."""
+        if not self.axes or values.size == 0:
+            return values
+        grouped = values.reshape(self.view)
+        return np.broadcast_to(grouped.max(axis=self.axes, keepdims=True), self.view).reshape(values.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What ``forward`` returns: the output and the state after the call (the same values where nothing is updated)."""
+
+    y: Quantity
+    state: dict[str, Quantity] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Standardized:
+    """One standardisation in the grouped view: ``xhat = (x - mean) * rstd``."""
+
+    mean: Array
+    variance: Array
+    rstd: Array
+    xhat: Array
+    axes: tuple[int, ...]
+    count: int
+
+
+def sum_over(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
+    return np.asarray(x.sum(axis=axes, keepdims=keepdims))
+
+
+def average(x: Array, axes: tuple[int, ...]) -> Array:
+    """The average over ``axes``, kept as dimensions of size one; 0 where there is nothing to average."""
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    return sum_over(x, axes, keepdims=True) / max(count, 1)
+
+
+def standardize(x: Array, axes: tuple[int, ...], eps: float) -> Standardized:
+    """Mean, biased variance and ``xhat`` over ``axes``; the variance from deviations, never from ``E[x^2] - E[x]^2``."""
+    mean = average(x, axes)
+    variance = average((x - mean) ** 2, axes)
+    rstd = 1 / np.sqrt(variance + eps)
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    return Standardized(mean, variance, rstd, (x - mean) * rstd, axes, count)
+
+
+def standardize_with(x: Array, mean: Array, variance: Array, eps: float) -> Standardized:
+    """The same with given statistics, which do not depend on ``x``."""
+    rstd = 1 / np.sqrt(variance + eps)
+    return Standardized(mean, variance, rstd, (x - mean) * rstd, (), 0)
+
+
+def standardize_backward(s: Standardized, g: Array) -> tuple[Array, Array]:
+    """The gradient of ``x`` and its magnitude, from the gradient ``g`` of ``xhat``.
+
+    ``dx = rstd * (g - mean(g) - xhat * mean(g * xhat))``: Ioffe and Szegedy 2015, section 3, the six chain-rule equations
+    after Algorithm 1, put together. With given statistics the means vanish.
+    """
+    if not s.axes:
+        return g * s.rstd, np.abs(g * s.rstd)
+    mean_g = average(g, s.axes)
+    projection = s.xhat * average(g * s.xhat, s.axes)
+    return s.rstd * (g - mean_g - projection), np.abs(s.rstd) * (np.abs(g) + np.abs(mean_g) + np.abs(projection))
+
+
+def affine(xhat: Array, scale: Array | None, offset: Array | None) -> tuple[Array, Array]:
+    """``scale * xhat + offset`` and its magnitude; None is a scale of 1 or an offset of 0."""
+    y = xhat if scale is None else scale * xhat
+    magnitude = np.abs(y)
+    if offset is not None:
+        return y + offset, magnitude + np.abs(offset)
+    return y, magnitude
+
+
+def gradient_sum(terms: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Quantity:
+    """A parameter's gradient: ``terms`` summed over ``axes``. Each element is a group of its own."""
+    value = sum_over(terms, axes).reshape(shape)
+    magnitude = np.sqrt(sum_over(np.abs(terms) ** 2, axes)).reshape(shape)
+    return Quantity(value, magnitude, shape)
+
+
+def per_channel(values: Array | None, rank: int) -> Array | None:
+    """A vector with one entry per channel, shaped to meet ``(batch, channel, *spatial)``."""
+    return None if values is None else values.reshape((1, -1) + (1,) * (rank - 2))
+
+
+def update_running(spec: Any, state: Mapping[str, Array], mean: Array, variance: Array) -> dict[str, Quantity]:
+    """Decay the old statistics towards ``mean`` and ``variance`` (each ``(channels,)``) and count the batch."""
+    batches = state["batches_tracked"] + 1
+    decay = spec.decay if spec.decay is not None else (batches - 1) / mean.dtype.type(batches)
+    return {
+        "running_mean": _blend(decay, state["running_mean"], mean, None),
+        "running_variance": _blend(decay, state["running_variance"], variance, spec.eps),
+        "batches_tracked": Quantity(np.asarray(batches), np.asarray(0.0), ()),
+    }
+
+
+def keep_running(spec: Any, state: Mapping[str, Array]) -> dict[str, Quantity]:
+    """The state, unchanged. A state array that is not touched has no rounding: magnitude 0."""
+    eps = {"running_variance": spec.eps}
+    return {
+        name: Quantity(np.asarray(value), np.zeros(np.shape(value)), np.shape(value), (), eps.get(name))
+        for name, value in state.items()
+    }
+
+
+def _blend(decay: Any, old: Array, new: Array, eps: float | None) -> Quantity:
+    value = decay * old + (1 - decay) * new
+    magnitude = np.abs(decay * old) + np.abs((1 - decay) * new)
+    if eps is not None:
+        magnitude = np.sqrt(magnitude + eps)
+    return Quantity(value, magnitude, value.shape, (), eps)
+
+
+def expect(spec: NormSpec, x: Array, rank: int) -> None:
+    """Refuse an input of too low a rank in the name of the specification."""
+    if x.ndim < rank:
+        raise ValueError(f"{type(spec).__name__}: an input of shape {x.shape} has fewer than {rank} dimensions")
+
+
+__all__ = ["Array", "Forward", "Mode", "Quantity"]

@@ -1,0 +1,188 @@
+"""What every specification shares: validation, serialisation, and the words for modes and arrays."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+from crossnorm.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One parameter or one state array: its name, its shape and the value that fills it at the start."""
+
+    name: str
+    shape: tuple[int, ...]
+    initial: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """Two independent switches that replace the words *training* and *evaluation*.
+
+    | frameworks say                                      | use_batch_statistics | update_running |
+    |-----------------------------------------------------|----------------------|----------------|
+    | torch ``train()``, Keras ``training=True``          | True                 | True           |
+    | torch ``eval()``, Keras inference                   | False                | False          |
+    | torch ``track_running_stats=False``                 | True                 | False          |
+    | Keras ``trainable=False`` (parameters constant too) | False                | False          |
+
+    A method without running statistics ignores the mode.
+    """
+
+    use_batch_statistics: bool
+    update_running: bool
+
+    def __post_init__(self) -> None:
+        if self.update_running and not self.use_batch_statistics:
+            raise SpecError(
+                "Mode: update_running=True with use_batch_statistics=False; running statistics are "
+                "updated from the batch's own; use Mode(True, True) or Mode(False, False)"
+            )
+
+
+TRAIN = Mode(True, True)
+INFERENCE = Mode(False, False)
+UNTRACKED = Mode(True, False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormSpec:
+    """Base of the specifications: frozen, keyword-only, hashable, made of plain Python values.
+
+    A specification names roles (batch, channel, spatial, normalized), never axis numbers, and knows its
+    parameters, its state and which roles are averaged over. It is a cache key, a test id and a JSON document.
+    """
+
+    method: ClassVar[str]
+    version: ClassVar[int] = 1
+    reduces: ClassVar[frozenset[str]]
+
+    eps: float = 1e-5
+    scale: bool = True
+
+    def __post_init__(self) -> None:
+        self._set("eps", self._number("eps", self.eps))
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            self._refuse(f"eps={self.eps!r} is not a finite number >= 0", "eps is added to the variance; use 1e-5, say")
+        for name in ("scale", "offset"):
+            if hasattr(self, name):
+                self._flag(name)
+
+    # What a specification knows.
+
+    @property
+    def parameters(self) -> tuple[ArraySpec, ...]:
+        """The learned arrays, in the order in which every framework stores them."""
+        offset = (("offset", 0.0),) if getattr(self, "offset", False) else ()
+        scale = (("scale", 1.0),) if self.scale else ()
+        return tuple(ArraySpec(name, self.parameter_shape, initial) for name, initial in scale + offset)
+
+    @property
+    def state(self) -> tuple[ArraySpec, ...]:
+        """The arrays that training updates without a gradient; empty for most methods."""
+        return ()
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    # Serialisation.
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that also holds the method's name and version."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return {"method": self.method, "version": self.version, **values}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``; unknown keys, another method or a newer version are a ``SpecError``."""
+        values = dict(data)
+        method, version = values.pop("method", cls.method), values.pop("version", cls.version)
+        if method != cls.method:
+            raise SpecError(
+                f"{cls.__name__}: method={method!r} is not {cls.method!r}; use crossnorm.from_dict, which picks the class"
+            )
+        if not isinstance(version, int) or not 1 <= version <= cls.version:
+            raise SpecError(
+                f"{cls.__name__}: version={version!r} is not one of 1..{cls.version}; "
+                "the document was written by a newer crossnorm: upgrade"
+            )
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise SpecError(
+                f"{cls.__name__}: unknown field {', '.join(map(repr, unknown))}; "
+                f"the fields are {', '.join(f.name for f in fields(cls))}"
+            )
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SpecError(f"{cls.__name__}: {error}; give every required field") from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again."""
+        return replace(self, **changes)
+
+    # Validation.
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _refuse(self, what: str, remedy: str) -> None:
+        raise SpecError(f"{type(self).__name__}: {what}; {remedy}")
+
+    def _number(self, name: str, value: object) -> float:
+        if isinstance(value, bool) or not hasattr(value, "__float__"):
+            self._refuse(f"{name}={value!r} is not a number", "give a float")
+        return float(value)  # type: ignore[arg-type]
+
+    def _flag(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, bool):
+            self._refuse(f"{name}={value!r} is not True or False", "say whether it is wanted")
+
+    def _positive_integer(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
+            self._refuse(f"{name}={value!r} is not an integer >= 1", f"give the number of {name}")
+        self._set(name, value.__index__())
+
+    def _choice(self, name: str, choices: Iterable[str]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            self._refuse(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}", "choose one of them")
+
+    def _decay(self) -> None:
+        """15 decimals, so that torch's ``momentum = 1 - decay`` and Keras' ``momentum = decay`` leave no residue."""
+        value: object = getattr(self, "decay")  # noqa: B009 (the field belongs to the subclasses)
+        if value is None:
+            return
+        decay = self._number("decay", value)
+        if not 0 <= decay <= 1:
+            self._refuse(
+                f"decay={decay!r} is outside [0, 1]",
+                "decay is the weight of the OLD statistic: 1 - momentum in torch, momentum in Keras",
+            )
+        self._set("decay", round(decay, 15))
+
+    def _normalized_shape(self) -> None:
+        value: Any = getattr(self, "shape")  # noqa: B009
+        sizes = (value,) if hasattr(value, "__index__") else tuple(value)
+        if not sizes:
+            self._refuse("shape=() is empty", "give at least one normalized dimension")
+        for size in sizes:
+            if isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 1:
+                self._refuse(f"shape={value!r} holds {size!r}, not an integer >= 1", "give the sizes that are normalized over")
+        self._set("shape", tuple(size.__index__() for size in sizes))
+
+
+def running_state(channels: int, tracked: bool) -> tuple[ArraySpec, ...]:
+    """Mean, variance and the number of batches seen: the state of the methods that keep running statistics."""
+    if not tracked:
+        return ()
+    return (
+        ArraySpec("running_mean", (channels,), 0.0),
+        ArraySpec("running_variance", (channels,), 1.0),
+        ArraySpec("batches_tracked", (), 0),
+    )
