@@ -37,7 +37,8 @@ class InstanceNormSpec(NormSpec):
         - ``eps`` is added to the variance, inside the root.
         - ``decay`` is the weight of the OLD statistic; ``None`` is the plain average of all batches. torch's
           ``momentum=None`` means ``decay=1`` here: its instance norm then never updates.
-        - ``single_value``: what happens with one position, also in inference without state: ``"raise"``, or ``"zero"``: y = offset.
+        - ``single_value``: what happens with one position, also in inference without state: ``"raise"``, or ``"zero"``:
+          y = offset.
         - A batch without values changes no state.
 
     Raises

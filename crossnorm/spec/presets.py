@@ -5,7 +5,7 @@ with the installed frameworks, so that it cannot drift.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from crossnorm.errors import SpecError
@@ -26,10 +26,15 @@ FRAMEWORKS = ("torch", "keras", "tf_keras2", "flax", "onnx", "paper")
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """What a framework calls one field. ``complement``: its value is one minus the field's."""
+    """What a framework calls one field.
+
+    ``complement``: its value is one minus the field's. ``written``: its default as the framework writes it, where that is
+    not the value of the field.
+    """
 
     name: str
     complement: bool = False
+    written: str | None = None
 
     def native(self, value: Any) -> Any:
         return round(1 - value, 15) if self.complement and value is not None else value
@@ -159,7 +164,11 @@ PEERS: dict[str, dict[str, Peer]] = {
             name="keras.layers.GroupNormalization",
             arguments={**_KERAS_ARGUMENTS, "groups": Argument("groups")},
             fields={"eps": 1e-3, "groups": 32},
-            notes=("any channel axis; groups=-1 is instance normalization", "accepts an upstream mask and ignores it", _KERAS_FLOAT32),
+            notes=(
+                "any channel axis; groups=-1 is instance normalization",
+                "accepts an upstream mask and ignores it",
+                _KERAS_FLOAT32,
+            ),
         ),
         "tf_keras2": Peer(
             name="tf.keras 2 GroupNormalization",
@@ -184,7 +193,8 @@ PEERS: dict[str, dict[str, Peer]] = {
         "torch": Peer(
             name="torch.nn.InstanceNorm1d/2d/3d",
             arguments={
-                **_same(channels="num_features", eps="eps", scale="affine", offset="bias", tracked="track_running_stats"),
+                **_same(channels="num_features", eps="eps", scale="affine", tracked="track_running_stats"),
+                "offset": Argument("bias", written="True (with affine)"),
                 **_TORCH_MOMENTUM,
             },
             fields={
@@ -234,7 +244,10 @@ PEERS: dict[str, dict[str, Peer]] = {
     "rms_norm": {
         "torch": Peer(
             name="torch.nn.RMSNorm",
-            arguments=_same(shape="normalized_shape", eps="eps", scale="elementwise_affine"),
+            arguments={
+                **_same(shape="normalized_shape", scale="elementwise_affine"),
+                "eps": Argument("eps", written="None (machine epsilon)"),
+            },
             fields={"eps": 2.0**-23},
             notes=(
                 "eps=None, the default, is the machine epsilon of the dtype it computes in: 2**-23, in float64 2**-52",
@@ -311,20 +324,17 @@ def comparison(method: str) -> dict[str, dict[str, str]]:
     >>> comparison("batch_norm")["decay"]["torch"], comparison("batch_norm")["decay"]["keras"]
     ('momentum = 0.1', 'momentum = 0.99')
     """
-    return {
-        f.name: {framework: _cell(peer, f.name, f.default) for framework, peer in PEERS[method].items()}
-        for f in fields(spec_class(method))
-    }
+    cls = spec_class(method)
+    return {f.name: {framework: _cell(peer, cls, f.name) for framework, peer in PEERS[method].items()} for f in fields(cls)}
 
 
-def _cell(peer: Peer, name: str, default: Any) -> str:
+def _cell(peer: Peer, cls: type[NormSpec], name: str) -> str:
+    defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING} | dict(peer.fields)
     argument = peer.arguments.get(name)
-    required = repr(default).startswith("<dataclasses._MISSING") and name not in peer.fields
-    if required:
+    if name in ("decay", "running_variance") and not defaults["tracked"] and "tracked" not in peer.arguments:
+        return "no running statistics"
+    if name not in defaults:
         return argument.name if argument else "from the input"
-    value = peer.fields.get(name, default)
     if argument is None:
-        return f"{value} (fixed)"
-    return f"{argument.name} = {argument.native(value)}"
-
-
+        return f"{defaults[name]} (fixed)"
+    return f"{argument.name} = {argument.written or argument.native(defaults[name])}"
