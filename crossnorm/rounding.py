@@ -116,8 +116,7 @@ def unit(
     with np.errstate(all="ignore"):
         for _ in range(DRAWS):
             moved = {
-                name: perturbed(values, dtypes[name], random) if name in dtypes else values
-                for name, values in inputs.items()
+                name: perturbed(values, dtypes[name], random) if name in dtypes else values for name, values in inputs.items()
             }
             for name, q in evaluate(moved).items():
                 difference = np.abs(q.comparable(q.value) - q.comparable(exact[name].value))

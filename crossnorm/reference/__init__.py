@@ -15,14 +15,11 @@ from ._base import Forward as Forward
 from ._base import Quantity as Quantity
 
 METHODS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (batch_norm, layer_norm, group_norm, instance_norm, rms_norm)
+    module.__name__.rpartition(".")[2]: module for module in (batch_norm, layer_norm, group_norm, instance_norm, rms_norm)
 }
 
 
-def forward(
-    spec: NormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode
-) -> Forward:
+def forward(spec: NormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode) -> Forward:
     """Output and new state of the specification's method, in the dtype of the arrays.
 
     Args:

@@ -23,20 +23,18 @@ from ._base import (
 )
 
 
-def forward(
-    spec: BatchNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode
-) -> Forward:
+def forward(spec: BatchNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode) -> Forward:
     """Output and new state for ``x`` of shape (batch, channel, *spatial)."""
     expect(spec, x, 2)
     s = _standardized(spec, x, state, mode)
-    y, magnitude = affine(
-        s.xhat, per_channel(parameters.get("scale"), x.ndim), per_channel(parameters.get("offset"), x.ndim)
-    )
+    y, magnitude = affine(s.xhat, per_channel(parameters.get("scale"), x.ndim), per_channel(parameters.get("offset"), x.ndim))
     output = Quantity(y, magnitude, x.shape, _group(x))
     if not (mode.update_running and spec.tracked and s.count):
         return Forward(output, keep_running(spec, state))
-    correction = s.count / max(s.count - 1, 1) if spec.running_variance == "unbiased" else 1
-    return Forward(output, update_running(spec, state, s.mean.ravel(), s.variance.ravel() * correction))
+    variance = s.variance.ravel()
+    if spec.running_variance == "unbiased":
+        variance = variance * s.count / max(s.count - 1, 1)
+    return Forward(output, update_running(spec, state, s.mean.ravel(), variance))
 
 
 def backward(

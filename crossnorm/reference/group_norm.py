@@ -18,15 +18,11 @@ from ._base import (
 )
 
 
-def forward(
-    spec: GroupNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode
-) -> Forward:
+def forward(spec: GroupNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode) -> Forward:
     """Output for ``x`` of shape (batch, channel, *spatial); there is no state and the mode does not matter."""
     s = _standardized(spec, x)
     xhat = s.xhat.reshape(x.shape)
-    y, magnitude = affine(
-        xhat, per_channel(parameters.get("scale"), x.ndim), per_channel(parameters.get("offset"), x.ndim)
-    )
+    y, magnitude = affine(xhat, per_channel(parameters.get("scale"), x.ndim), per_channel(parameters.get("offset"), x.ndim))
     return Forward(Quantity(y, magnitude, s.xhat.shape, s.axes))
 
 

@@ -29,16 +29,14 @@ def forward(
     """Output and new state for ``x`` of shape (batch, channel, *spatial)."""
     expect(spec, x, 3)
     s = _standardized(spec, x, state, mode)
-    y, magnitude = affine(
-        s.xhat, per_channel(parameters.get("scale"), x.ndim), per_channel(parameters.get("offset"), x.ndim)
-    )
+    y, magnitude = affine(s.xhat, per_channel(parameters.get("scale"), x.ndim), per_channel(parameters.get("offset"), x.ndim))
     output = Quantity(y, magnitude, x.shape, _group(s, x))
     if not (mode.update_running and spec.tracked and s.count and x.shape[0]):
         return Forward(output, keep_running(spec, state))
-    unbiased = spec.running_variance == "instance_mean_unbiased"
-    correction = s.count / max(s.count - 1, 1) if unbiased else 1
     mean = s.mean.reshape(x.shape[:2]).mean(axis=0)
-    variance = s.variance.reshape(x.shape[:2]).mean(axis=0) * correction
+    variance = s.variance.reshape(x.shape[:2]).mean(axis=0)
+    if spec.running_variance == "instance_mean_unbiased":
+        variance = variance * s.count / max(s.count - 1, 1)
     return Forward(output, update_running(spec, state, mean, variance))
 
 

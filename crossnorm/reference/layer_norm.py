@@ -19,9 +19,7 @@ from ._base import (
 )
 
 
-def forward(
-    spec: LayerNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode
-) -> Forward:
+def forward(spec: LayerNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode) -> Forward:
     """Output for ``x`` of shape (*batch, *normalized); there is no state and the mode does not matter."""
     expect(spec, x, len(spec.shape))
     s = standardize(x, _axes(spec, x), spec.eps)

@@ -9,9 +9,7 @@ from crossnorm.spec import Mode, RMSNormSpec
 from ._base import Array, Forward, Quantity, affine, average, expect, gradient_sum
 
 
-def forward(
-    spec: RMSNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode
-) -> Forward:
+def forward(spec: RMSNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode) -> Forward:
     """Output for ``x`` of shape (*batch, *normalized); there is no state and the mode does not matter."""
     xhat, _, axes = _normalized(spec, x)
     y, magnitude = affine(xhat, parameters.get("scale"), None)

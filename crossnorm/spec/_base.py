@@ -1,9 +1,10 @@
 """What every specification shares: validation, serialisation, and the words for modes and arrays."""
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any, ClassVar, NoReturn, Self
 
 from crossnorm.errors import SpecError
 
@@ -109,16 +110,18 @@ class NormSpec:
                 f"{cls.__name__}: version={version!r} is not one of 1..{cls.version}; "
                 "the document was written by a newer crossnorm: upgrade"
             )
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        unknown = sorted(set(values) - {f.name for f in fields(cls)}, key=repr)
         if unknown:
             raise SpecError(
                 f"{cls.__name__}: unknown field {', '.join(map(repr, unknown))}; "
                 f"the fields are {', '.join(f.name for f in fields(cls))}"
             )
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise SpecError(f"{cls.__name__}: {error}; give every required field") from None
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
+        if missing:
+            raise SpecError(
+                f"{cls.__name__}: missing field {', '.join(map(repr, missing))}; give every field without a default"
+            )
+        return cls(**values)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -129,13 +132,16 @@ class NormSpec:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _refuse(self, what: str, remedy: str) -> None:
+    def _refuse(self, what: str, remedy: str) -> NoReturn:
         raise SpecError(f"{type(self).__name__}: {what}; {remedy}")
 
-    def _number(self, name: str, value: object) -> float:
-        if isinstance(value, bool) or not hasattr(value, "__float__"):
-            self._refuse(f"{name}={value!r} is not a number", "give a float")
-        return float(value)  # type: ignore[arg-type]
+    def _number(self, name: str, value: Any) -> float:
+        try:
+            if not isinstance(value, bool | str):
+                return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        self._refuse(f"{name}={value!r} is not a number", "give a float")
 
     def _flag(self, name: str) -> None:
         value = getattr(self, name)
@@ -144,9 +150,10 @@ class NormSpec:
 
     def _positive_integer(self, name: str) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
+        size = _size(value)
+        if size is None:
             self._refuse(f"{name}={value!r} is not an integer >= 1", f"give the number of {name}")
-        self._set(name, value.__index__())
+        self._set(name, size)
 
     def _choice(self, name: str, choices: Iterable[str]) -> None:
         value = getattr(self, name)
@@ -168,13 +175,21 @@ class NormSpec:
 
     def _normalized_shape(self) -> None:
         value: Any = getattr(self, "shape")  # noqa: B009
-        sizes = (value,) if hasattr(value, "__index__") else tuple(value)
-        if not sizes:
+        if isinstance(value, Iterable) and not tuple(value):
             self._refuse("shape=() is empty", "give at least one normalized dimension")
-        for size in sizes:
-            if isinstance(size, bool) or not hasattr(size, "__index__") or size.__index__() < 1:
-                self._refuse(f"shape={value!r} holds {size!r}, not an integer >= 1", "give the sizes that are normalized over")
-        self._set("shape", tuple(size.__index__() for size in sizes))
+        shape = tuple(map(_size, value)) if isinstance(value, Iterable) else (_size(value),)
+        if None in shape:
+            self._refuse(f"shape={value!r} holds what is not an integer >= 1", "give the sizes that are normalized over")
+        self._set("shape", shape)
+
+
+def _size(value: Any) -> int | None:
+    """``value`` as a Python integer, or None if it is not an integer of at least 1."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        return None
+    return size if size >= 1 and not isinstance(value, bool) else None
 
 
 def running_state(channels: int, tracked: bool) -> tuple[ArraySpec, ...]:
