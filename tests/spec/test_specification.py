@@ -52,7 +52,7 @@ def test_replace_keeps_the_rest_and_validates_again(specifications):
         changed = spec.replace(eps=0.5)
         assert changed.eps == 0.5
         assert changed.replace(eps=spec.eps) == spec
-        with pytest.raises(SpecError, match="eps=-1.0"):
+        with pytest.raises(SpecError, match=r"eps=-1\.0"):
             spec.replace(eps=-1)
 
 
@@ -204,13 +204,13 @@ def test_bad_document(changes, message):
 
 
 def test_document_without_a_required_field():
-    with pytest.raises(SpecError, match="^GroupNormSpec: missing field 'channels', 'groups'; give every field"):
+    with pytest.raises(SpecError, match=r"^GroupNormSpec: missing field 'channels', 'groups'; give every field"):
         GroupNormSpec.from_dict({"eps": 1e-5})
 
 
 @pytest.mark.parametrize("document", [{}, {"method": "no_norm"}, {"method": ["rms_norm"]}])
 def test_document_of_an_unknown_method(document):
-    with pytest.raises(SpecError, match="unknown method .*; the methods are batch_norm, layer_norm"):
+    with pytest.raises(SpecError, match=r"unknown method .*; the methods are batch_norm, layer_norm"):
         crossnorm.from_dict(document)
 
 
