@@ -110,8 +110,9 @@ def unit(
         ``sqrt(v + eps)``, as `Quantity.comparable` says.
     """
     exact = evaluate(inputs)
-    change = {name: np.zeros(np.shape(q.value)) for name, q in exact.items()}
-    magnitude = {name: np.asarray(q.magnitude, np.float64) for name, q in exact.items()}
+    # Kept in the oracle's dtype: where it judges float64, magnitudes can lie beyond float64's range.
+    change = {name: np.zeros_like(q.magnitude) for name, q in exact.items()}
+    magnitude = {name: q.magnitude for name, q in exact.items()}
     random = np.random.default_rng(seed)
     with np.errstate(all="ignore"):
         for _ in range(DRAWS):
@@ -120,24 +121,28 @@ def unit(
             }
             for name, q in evaluate(moved).items():
                 difference = np.abs(q.comparable(q.value) - q.comparable(exact[name].value))
-                change[name] = np.fmax(change[name], np.asarray(difference, np.float64))
-                magnitude[name] = np.fmax(magnitude[name], np.asarray(q.magnitude, np.float64))
+                change[name] = np.fmax(change[name], difference)
+                magnitude[name] = np.fmax(magnitude[name], q.magnitude)
         units = {}
         for name, q in exact.items():
             accumulated = accumulation(stored[name])
             units[name] = q.over_groups(change[name]) + unit_roundoff(accumulated) * magnitude[name]
             if stored[name] != accumulated:
-                units[name] = units[name] + unit_roundoff(stored[name]) * np.abs(q.comparable(q.value)).astype(np.float64)
+                units[name] = units[name] + unit_roundoff(stored[name]) * np.abs(q.comparable(q.value))
     return exact, units
 
 
 def in_units(got: Array, quantity: Any, unit: Array, stored: str) -> Array:
     """The error of ``got`` at every element, in rounding units; infinite where it cannot be excused.
 
-    inf and NaN must match. A result that overflows the ``stored`` dtype is expected as inf; within one unit of the largest
-    number either is right. Zero error over a zero unit is 0.
+    Integers, inf and NaN must match. A result that overflows the ``stored`` dtype is expected as inf; within one unit of the largest
+    number either is right. Zero error over a zero unit is 0. Integers are compared exactly.
     """
+    if np.issubdtype(quantity.value.dtype, np.integer):
+        return np.where(np.equal(got, quantity.value), 0.0, np.inf)
     want = quantity.comparable(quantity.value)
+    if want.dtype.kind != "f":
+        return np.where(np.asarray(got) == want, 0.0, np.inf)
     got = quantity.comparable(np.asarray(got).astype(want.dtype))
     limit = quantity.comparable(want.dtype.type(largest(stored)))
     with np.errstate(all="ignore"):

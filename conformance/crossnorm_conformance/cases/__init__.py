@@ -1,0 +1,32 @@
+"""The rows of the suite: one file per method, each with ``cases()`` and ``faults()``, found by their name."""
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from crossnorm.spec import SPECS, spec_class
+
+from ..case import Case
+from ._base import Axes, Fault
+
+
+def axes_of(method: str) -> Axes:
+    """The axes of one method."""
+    axes: Axes = import_module(f"{__name__}.{method}").AXES
+    return axes
+
+
+def cases_of(method: str) -> list[Case]:
+    """The default cases of one method."""
+    cases: list[Case] = import_module(f"{__name__}.{method}").cases()
+    return cases
+
+
+def faults_of(method: str) -> list[Fault]:
+    """The bad inputs of one method."""
+    faults: list[Fault] = import_module(f"{__name__}.{method}").faults()
+    return faults
+
+
+def methods(names: Sequence[str] = ()) -> list[str]:
+    """The methods' names, all of them if none is given; an unknown one is a ``SpecError``."""
+    return [spec_class(name).method for name in names] or list(SPECS)

@@ -1,0 +1,122 @@
+"""How a method's axes become cases, and how a fault is described."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crossnorm import NormSpec, preset
+from crossnorm.rounding import DTYPES
+
+from ..case import MODES, REGIMES, Case
+from ..covering import covering_rows
+
+EXECUTIONS = ("eager", "function")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One bad input. ``arguments`` are specification fields with values that the specification itself would refuse;
+    ``shape`` and ``dtype`` describe the input that a layer built for ``spec`` then meets in training."""
+
+    name: str
+    spec: NormSpec
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def id(self) -> str:
+        return f"{self.spec.method}-{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """The axes of one method. ``variants``: named fields of its specification; ``shapes``: what the input may look like."""
+
+    variants: Mapping[str, Mapping[str, Any]]
+    shapes: Sequence[tuple[int, ...]]
+    layouts: Sequence[str]
+
+    def values(self) -> dict[str, Sequence[Any]]:
+        """Every axis of the suite with its values."""
+        return {
+            "variant": tuple(self.variants),
+            "shape": tuple(self.shapes),
+            "layout": tuple(self.layouts),
+            "dtype": DTYPES,
+            "regime": REGIMES,
+            "mode": MODES,
+            "execution": EXECUTIONS,
+        }
+
+
+def cover(axes: Axes, build: Any) -> list[Case]:
+    """Cases in which every pair of axis values meets. ``build(variant, shape, regime)`` gives the specification and the
+    shape, which the regime may have changed (a batch of one, say)."""
+    cases: dict[str, Case] = {}
+    for row in covering_rows(axes.values()):
+        execution = row.pop("execution")
+        spec, shape = build(row["variant"], row["shape"], row["regime"])
+        case = Case(**{**row, "spec": spec, "shape": shape, "executions": (execution,)})
+        known = cases.get(case.id)
+        if known and execution not in known.executions:
+            case = replace(known, executions=EXECUTIONS)
+        cases[case.id] = case
+    return list(cases.values())
+
+
+def channels_of(
+    variant: Mapping[str, Any], shape: tuple[int, ...], regime: str, one_value: tuple[int, ...]
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The variant's fields and the shape (batch, channel, *spatial), as the regime wants them. ``one_value``: the leading
+    sizes of an input with one value per statistic."""
+    if regime == "batch_of_one":
+        shape = (1, *shape[1:])
+    if regime == "one_value":
+        shape = (*one_value, *(1 for _ in shape[2:]))
+    return _with_gain(variant, regime) | {"channels": shape[1]}, shape
+
+
+def normalized_of(
+    variant: Mapping[str, Any], shape: tuple[int, ...], regime: str
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The same for (*batch, *normalized); the entry ``dimensions`` of the variant says how many are normalized."""
+    fields = _with_gain(variant, regime)
+    dimensions = fields.pop("dimensions")
+    batch, normalized = shape[:-dimensions], shape[-dimensions:]
+    if regime == "batch_of_one":
+        batch = tuple(1 for _ in batch)
+    if regime == "one_value":
+        normalized = tuple(1 for _ in normalized)
+    return fields | {"shape": normalized}, batch + normalized
+
+
+def _with_gain(variant: Mapping[str, Any], regime: str) -> dict[str, Any]:
+    """A huge gain is what makes the output overflow, so there must be one."""
+    return {**variant, "scale": True} if regime == "overflow" else dict(variant)
+
+
+def default_cases(method: str, size: tuple[int, ...], frameworks: Sequence[str] = ("torch", "keras"), **fields: Any) -> list[Case]:
+    """For each framework one case that omits every argument."""
+    return [
+        Case(
+            variant=f"{framework}_defaults",
+            spec=preset(framework, method, **fields),
+            shape=size,
+            layout="channels_first" if "channels" in fields else "contiguous",
+            dtype="float32",
+            regime="plain",
+            mode="train",
+            executions=EXECUTIONS,
+            defaults=framework,
+        )
+        for framework in frameworks
+    ]
+
+
+def faults(spec: NormSpec, shape: tuple[int, ...], wrong_shapes: Mapping[str, tuple[int, ...]]) -> list[Fault]:
+    """The bad inputs that every method has."""
+    rows = [Fault(name=name, spec=spec, shape=wrong) for name, wrong in wrong_shapes.items()]
+    rows += [Fault(name=f"eps_{value}", spec=spec, arguments={"eps": value}, shape=shape) for value in (-1e-3, float("nan"))]
+    rows.append(Fault(name="integer_dtype", spec=spec, shape=shape, dtype="int32"))
+    return rows

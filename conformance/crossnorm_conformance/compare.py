@@ -1,0 +1,236 @@
+"""From a case and an implementation to checks: the oracle's answer, the implementation's, and the distance in rounding units."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossnorm import reference, rounding
+from crossnorm.reference import Quantity
+
+from .case import Arrays, Case, draw
+from .implementations import Implementation, Result, load
+
+Array = NDArray[Any]
+
+OUTPUTS = ("y",)
+GRADIENTS = ("dx", "dscale", "doffset")
+RUNNING_STATISTICS = ("running_mean", "running_variance", "batches_tracked")
+QUANTITIES = {"outputs": OUTPUTS, "gradients": GRADIENTS, "running_statistics": RUNNING_STATISTICS}
+
+PASS, KNOWN, UNSUPPORTED, FAIL = "pass", "known deviation", "unsupported", "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One (case, implementation, execution, quantity, step) with its verdict. ``units`` is None where nothing was compared."""
+
+    question: str
+    method: str
+    case: str
+    implementation: str
+    execution: str
+    device: str
+    quantity: str
+    step: int
+    verdict: str
+    units: float | None = None
+    bound: float | None = None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """The reference's answer to a case: exact quantities and rounding units, keyed by (step, quantity)."""
+
+    arrays: Arrays
+    exact: Mapping[tuple[int, str], Quantity]
+    units: Mapping[tuple[int, str], Array]
+    stored: Mapping[tuple[int, str], str]
+
+
+@lru_cache(maxsize=2)
+def oracle(case: Case, seed: int) -> Oracle:
+    """Evaluate the reference on the case's inputs, and again on perturbed ones; the state runs through the steps."""
+    arrays = draw(case, seed)
+
+    def evaluate(values: Mapping[str, Array]) -> dict[tuple[int, str], Quantity]:
+        parameters = {p.name: values[p.name] for p in case.spec.parameters}
+        state = {array.name: values[array.name] for array in case.spec.state}
+        quantities: dict[tuple[int, str], Quantity] = {}
+        for step, mode in case.steps:
+            x = values[f"x{step}"]
+            forward = reference.forward(case.spec, x, parameters, state, mode)
+            quantities[step, "y"] = forward.y
+            if case.differentiates(step):
+                gradients = reference.backward(case.spec, x, parameters, state, mode, values[f"upstream{step}"])
+                asked = gradients if case.mode != "frozen" else {"x": gradients["x"]}
+                quantities |= {(step, f"d{name}"): quantity for name, quantity in asked.items()}
+            quantities |= {(step, name): quantity for name, quantity in forward.state.items()}
+            state = {name: quantity.value for name, quantity in forward.state.items()}
+        return quantities
+
+    narrow = ("y", "dx")
+    exact, units = rounding.unit(evaluate, arrays.oracle(case.dtype), arrays.dtypes, _Stored(case.dtype, narrow), case.seed(seed))
+    stored = {key: _Stored(case.dtype, narrow)[key] for key in exact}
+    return Oracle(arrays, exact, units, stored)
+
+
+class _Stored(dict[Any, str]):
+    """The dtype that each quantity is stored in: the input's for outputs and input gradients, else the accumulation's."""
+
+    def __init__(self, dtype: str, narrow: tuple[str, ...]):
+        super().__init__()
+        self.dtype, self.narrow = dtype, narrow
+
+    def __missing__(self, key: tuple[int, str]) -> str:
+        return self.dtype if key[1] in self.narrow else rounding.accumulation(self.dtype)
+
+
+@lru_cache(maxsize=16)
+def outcome(implementation: str, case: Case, execution: str, device: str, seed: int) -> dict[tuple[int, str], Result] | Exception:
+    """Run an implementation on a case; what it raises is its answer."""
+    try:
+        return load(implementation).run(case, oracle(case, seed).arrays, execution, device)
+    except Exception as error:
+        return error
+
+
+def bound_of(case: Case, quantity: str, size: int) -> float:
+    """The verdict's bound: parameter gradients are sums."""
+    if quantity in ("dscale", "doffset"):
+        return rounding.bound(int(np.prod(case.shape)) // max(size, 1))
+    return rounding.bound(1)
+
+
+def check_quantities(
+    question: str, implementation: Implementation, case: Case, execution: str, device: str, seed: int
+) -> list[Check]:
+    """Every check of one question on one run."""
+    labels: dict[str, Any] = {
+        "question": question,
+        "method": case.spec.method,
+        "case": case.id,
+        "implementation": implementation.name,
+        "execution": execution,
+        "device": device,
+    }
+    expected = [key for key in _keys(case) if key[1] in QUANTITIES[question] and implementation.shows(key[1])]
+    reason = implementation.unsupported(case, device)
+    if reason:
+        return [Check(**labels, quantity=q, step=s, verdict=UNSUPPORTED, reason=reason) for s, q in expected]
+    answers = oracle(case, seed)
+    got = outcome(implementation.name, case, execution, device, seed)
+    checks = []
+    for step, name in expected:
+        key = (step, name)
+        labels |= {"quantity": name, "step": step}
+        if isinstance(got, Exception):
+            reason = f"raised {type(got).__name__}: {str(got).splitlines()[0] if str(got) else ''}"
+            checks.append(Check(**labels, verdict=FAIL, reason=reason))
+            continue
+        exact, stored = answers.exact[key], answers.stored[key]
+        complaint = _complaint(got.get(key), exact, stored if exact.value.dtype.kind == "f" else "integer")
+        if complaint:
+            checks.append(Check(**labels, verdict=FAIL, reason=complaint))
+            continue
+        values = got[key].values
+        if name in RUNNING_STATISTICS and not case.updates(step):
+            # Nothing may move: the state is compared with what this implementation itself held before, to the last bit.
+            before = got[step - 1, name].values if step > 1 else answers.arrays.values[name]
+            same = np.array_equal(values, before, equal_nan=True)
+            checks.append(
+                Check(**labels, verdict=PASS, units=0.0, bound=0.0)
+                if same
+                else Check(**labels, verdict=FAIL, bound=0.0, reason="the state moved, though this mode updates nothing")
+            )
+            continue
+        errors = rounding.in_units(values, exact, answers.units[key], stored)
+        bound = bound_of(case, name, values.size)
+        worst = float(errors.max(initial=0.0))
+        reason = _worst(errors, values, exact.value, answers.units[key]) if worst > bound else ""
+        checks.append(Check(**labels, verdict=FAIL if worst > bound else PASS, units=worst, bound=bound, reason=reason))
+    return checks
+
+
+def check_agreement(
+    pair: tuple[Implementation, Implementation], case: Case, executions: tuple[str, str], device: str, seed: int
+) -> list[Check]:
+    """Two frameworks against each other, in the units of the case."""
+    labels: dict[str, Any] = {
+        "question": "agreement",
+        "method": case.spec.method,
+        "case": case.id,
+        "implementation": f"{pair[0].name} = {pair[1].name}",
+        "execution": "/".join(executions),
+        "device": device,
+    }
+    keys = [
+        (step, name)
+        for step, name in _keys(case)
+        if all(implementation.shows(name) for implementation in pair)
+        and (name not in RUNNING_STATISTICS or case.updates(step))
+    ]
+    reason = "; ".join(f"{i.name}: {why}" for i in pair if (why := i.unsupported(case, device)))
+    if reason:
+        return [Check(**labels, quantity=q, step=s, verdict=UNSUPPORTED, reason=reason) for s, q in keys]
+    first, second = (outcome(i.name, case, e, device, seed) for i, e in zip(pair, executions, strict=True))
+    answers = oracle(case, seed)
+    checks = []
+    for step, name in keys:
+        key = (step, name)
+        labels |= {"quantity": name, "step": step}
+        exact = answers.exact[key]
+        if isinstance(first, Exception) or isinstance(second, Exception) or key not in first or key not in second:
+            checks.append(Check(**labels, verdict=FAIL, reason="one of the two gave no answer"))
+            continue
+        # One framework's answer plays the exact one; the units stay those of the case.
+        values, other = first[key].values, second[key].values.astype(exact.value.dtype)
+        errors = rounding.in_units(
+            values, Quantity(other, exact.magnitude, exact.view, exact.axes, exact.eps), answers.units[key], answers.stored[key]
+        )
+        bound = bound_of(case, name, values.size)
+        worst = float(errors.max(initial=0.0))
+        reason = _worst(errors, values, other, answers.units[key]) if worst > bound else ""
+        checks.append(Check(**labels, verdict=FAIL if worst > bound else PASS, units=worst, bound=bound, reason=reason))
+    return checks
+
+
+def _keys(case: Case) -> list[tuple[int, str]]:
+    """Every (step, quantity) that the case has, without running anything."""
+    keys = []
+    for step, _ in case.steps:
+        keys.append((step, "y"))
+        if case.differentiates(step):
+            parameters = () if case.mode == "frozen" else tuple(f"d{p.name}" for p in case.spec.parameters)
+            keys += [(step, name) for name in ("dx", *parameters)]
+        keys += [(step, array.name) for array in case.spec.state]
+    return keys
+
+
+def _complaint(result: Result | None, exact: Quantity, stored: str) -> str:
+    """What is wrong with the form of an answer: its absence, shape or dtype."""
+    if result is None:
+        return "gave no value (a missing gradient, say)"
+    if result.values.shape != exact.value.shape:
+        return f"shape={result.values.shape}, but should be {exact.value.shape}"
+    if stored == "integer":
+        wrong = "int" not in result.dtype
+        return f"dtype={result.dtype}, but should be an integer" if wrong else ""
+    return f"dtype={result.dtype}, but should be {stored}" if result.dtype != stored else ""
+
+
+def _worst(errors: Array, got: Array, want: Array, unit: Array) -> str:
+    """Where the error is largest, what was got and what was wanted there."""
+    index = np.unravel_index(int(np.argmax(errors)), errors.shape)
+    place = "[" + ", ".join(map(str, index)) + "]" if index else ""
+    return (
+        f"{float(errors[index]):.3g} units at {place}: got {got[index]!r}, want {want[index]!r}, "
+        f"one unit is {float(unit[index]):.3g}"
+    )

@@ -1,0 +1,48 @@
+"""Covering arrays: few rows in which every pair of values of any two axes meets."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
+
+import numpy as np
+
+Row = dict[str, object]
+
+
+def pairs(axes: Mapping[str, Sequence[object]]) -> set[tuple[str, object, str, object]]:
+    """Every pair of values of two different axes.
+
+    >>> len(pairs({"a": (1, 2), "b": (3, 4, 5)}))
+    6
+    """
+    return {(a, x, b, y) for a, b in combinations(axes, 2) for x, y in product(axes[a], axes[b])}
+
+
+def pairs_of(row: Row) -> set[tuple[str, object, str, object]]:
+    """The pairs that one row covers."""
+    return {(a, row[a], b, row[b]) for a, b in combinations(row, 2)}
+
+
+def covering_rows(axes: Mapping[str, Sequence[object]]) -> list[Row]:
+    """Rows that cover every pair, chosen greedily: of some random rows around an open pair the one that covers most.
+
+    >>> rows = covering_rows({"a": (1, 2), "b": (3, 4), "c": (5, 6)})
+    >>> pairs({"a": (1, 2), "b": (3, 4), "c": (5, 6)}) == set().union(*map(pairs_of, rows))
+    True
+    """
+    random = np.random.default_rng(0)
+    # A list, not a set: the order decides which rows come out, and must not depend on the hash seed.
+    uncovered = dict.fromkeys((a, x, b, y) for a, b in combinations(axes, 2) for x, y in product(axes[a], axes[b]))
+    rows: list[Row] = []
+    while uncovered:
+        a, x, b, y = next(iter(uncovered))
+        best: Row = {}
+        most = 0
+        for _ in range(24):
+            row = {axis: values[random.integers(len(values))] for axis, values in axes.items()} | {a: x, b: y}
+            gain = sum(pair in uncovered for pair in pairs_of(row))
+            if gain > most:
+                best, most = row, gain
+        rows.append(best)
+        for pair in pairs_of(best):
+            uncovered.pop(pair, None)
+    return rows

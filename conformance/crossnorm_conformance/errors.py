@@ -1,0 +1,59 @@
+"""Judging what an implementation does with bad input."""
+
+import numpy as np
+
+from crossnorm import CrossnormError
+
+from .cases import Fault
+from .compare import FAIL, PASS, UNSUPPORTED, Check
+from .implementations import Implementation, load
+
+
+def check_misuse(fault: Fault, implementation: Implementation) -> list[Check]:
+    """Two checks: the exception, and the state afterwards.
+
+    A native layer must raise. One of ours must raise a ``CrossnormError`` in one sentence, of the native's type where the
+    native raises and a ``ValueError`` where it does not.
+    """
+    labels = {
+        "question": "errors",
+        "method": fault.spec.method,
+        "case": fault.id,
+        "implementation": implementation.name,
+        "execution": "eager",
+        "device": "cpu",
+        "step": 1,
+    }
+    reason = implementation.inexpressible(fault)
+    if reason:
+        return [Check(**labels, quantity=quantity, verdict=UNSUPPORTED, reason=reason) for quantity in ("exception", "state")]
+    misuse = implementation.misuse(fault)
+    complaint = _wrong_exception(fault, implementation, misuse.raised)
+    # Where nothing was raised, the exception is the complaint; a changed state then follows from it.
+    changed = misuse.raised is not None and any(
+        not np.array_equal(value, misuse.state_after[name], equal_nan=True) for name, value in misuse.state_before.items()
+    )
+    return [
+        Check(**labels, quantity="exception", verdict=FAIL if complaint else PASS, reason=complaint),
+        Check(
+            **labels,
+            quantity="state",
+            verdict=FAIL if changed else PASS,
+            reason="the failed call changed the state" if changed else "",
+        ),
+    ]
+
+
+def _wrong_exception(fault: Fault, implementation: Implementation, raised: Exception | None) -> str:
+    if raised is None:
+        return "accepted, and went on"
+    if implementation.native is None:
+        return ""
+    if not isinstance(raised, CrossnormError):
+        return f"raised {type(raised).__name__}, which is no CrossnormError: {raised}"
+    native = load(implementation.native)
+    theirs = None if native.inexpressible(fault) else native.misuse(fault).raised
+    wanted = type(theirs) if theirs is not None else ValueError
+    if not isinstance(raised, wanted):
+        return f"raised {type(raised).__name__}, which is no {wanted.__name__}, the native's type"
+    return ""

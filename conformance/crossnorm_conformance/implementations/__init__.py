@@ -1,0 +1,114 @@
+"""Implementations: plain objects behind one protocol, NumPy arrays in and out. Ours are just implementations too.
+
+A third party's comes in by the entry-point group ``crossnorm.implementations`` or as ``package.module:object``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from crossnorm import CrossnormError
+
+from ..case import Arrays, Case
+from ..cases import Fault
+
+
+class SuiteError(CrossnormError):
+    """The suite was asked for something that it does not have: an implementation or a device, say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One quantity as an implementation gave it. ``dtype`` is the framework's own; bfloat16 values come as float32."""
+
+    values: NDArray[Any]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Misuse:
+    """What happened when an implementation met a fault."""
+
+    raised: Exception | None
+    state_before: Mapping[str, NDArray[Any]]
+    state_after: Mapping[str, NDArray[Any]]
+
+
+class Implementation(Protocol):
+    """What the suite asks of an implementation."""
+
+    name: str
+    framework: str
+    """``"torch"`` or ``"keras"``: whose default arguments it shares."""
+    native: str | None
+    """The implementation that this one replaces: it sets the types of exceptions. None for a native one."""
+
+    def versions(self) -> dict[str, str]:
+        """The distributions that matter to its results, with their versions."""
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices that are present: ``"cpu"``, ``"cuda"``."""
+
+    def executions(self) -> tuple[str, ...]:
+        """How it can run: ``"eager"``, ``"function"``."""
+
+    def shows(self, quantity: str) -> bool:
+        """Whether the quantity can be seen from outside at all."""
+
+    def unsupported(self, case: Case, device: str) -> str:
+        """Why it cannot run the case; empty if it can."""
+
+    def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
+        """Run every step of the case; results are keyed by (step, quantity), in the reference's layout."""
+
+    def inexpressible(self, fault: Fault) -> str:
+        """Why the fault cannot be committed with it at all; empty if it can."""
+
+    def misuse(self, fault: Fault) -> Misuse:
+        """Build the layer that the fault describes, feed it the input that the fault describes, and tell what happened."""
+
+
+_BUILT_IN = {
+    "crossnorm-torch": ("torch", "crossnorm_torch"),
+    "crossnorm-tensorflow": ("tensorflow", "crossnorm_tensorflow"),
+    "torch.nn": ("torch", "torch_nn"),
+    "keras.layers": ("tensorflow", "keras_layers"),
+}
+
+
+def installed(names: Sequence[str] = ()) -> list[str]:
+    """The implementations to run: those named, or all whose framework is installed."""
+    if names:
+        return [load(name).name if ":" not in name else name for name in dict.fromkeys(names)]
+    found = [name for name, (framework, _) in _BUILT_IN.items() if find_spec(framework)]
+    return found + [point.name for point in entry_points(group="crossnorm.implementations")]
+
+
+@cache
+def load(name: str) -> Implementation:
+    """The implementation of a name; an unknown one, or one whose framework is missing, is a `SuiteError`."""
+    if name in _BUILT_IN:
+        framework, module = _BUILT_IN[name]
+        if not find_spec(framework):
+            raise SuiteError(f'implementation {name!r} needs {framework}, which is not installed; pip install "crossnorm[{framework}]"')
+        implementation: Implementation = import_module(f"{__name__}.{module}").IMPLEMENTATION
+        return implementation
+    points = {point.name: point for point in entry_points(group="crossnorm.implementations")}
+    try:
+        if name in points:
+            found: Any = points[name].load()
+        else:
+            module, _, attribute = name.partition(":")
+            if not attribute:
+                known = ", ".join([*_BUILT_IN, *points])
+                raise SuiteError(f"unknown implementation {name!r}; choose among {known}, or name one as package.module:object")
+            found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SuiteError(f"implementation {name!r} cannot be loaded ({error}); check the module and the object") from None
+    return found

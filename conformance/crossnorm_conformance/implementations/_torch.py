@@ -1,0 +1,137 @@
+"""What the two torch implementations share: tensors from arrays, layouts, the steps of a case."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from crossnorm import NormSpec
+from crossnorm.spec import PEERS
+
+from ..case import Arrays, Case
+from ..cases import Fault
+from . import Misuse, Result
+
+STATE = {"running_mean": "running_mean", "running_variance": "running_var", "batches_tracked": "num_batches_tracked"}
+PARAMETERS = {"scale": "weight", "offset": "bias"}
+
+
+def tensor(values: Any, dtype: str, layout: str, device: str, channels: bool) -> torch.Tensor:
+    """An array in the dtype, with the strides that the layout stands for. The shape is the reference's in every layout."""
+    dense = torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=getattr(torch, dtype))
+    if layout == "channels_last" and channels:
+        return dense.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "strided":
+        return torch.stack((dense, dense.flip(0)), dim=-1)[..., 0]
+    return dense
+
+
+def result(values: torch.Tensor | None) -> Result | None:
+    """A tensor as NumPy has it; bfloat16, which NumPy lacks, as float32."""
+    if values is None:
+        return None
+    dtype = str(values.dtype).removeprefix("torch.")
+    held = values.detach().to("cpu", torch.float32 if dtype == "bfloat16" else values.dtype)
+    return Result(held.contiguous().numpy().copy(), dtype)
+
+
+class TorchImplementation:
+    """Runs a ``torch.nn.Module``; subclasses say which one."""
+
+    name: str
+    framework = "torch"
+    native: str | None = None
+
+    def build(self, case: Case) -> torch.nn.Module:
+        """The layer of the case, with initial parameters."""
+        raise NotImplementedError
+
+    def misbuild(self, fault: Fault) -> torch.nn.Module:
+        """The layer of a fault, its arguments as a user would pass them."""
+        arguments = native_arguments(fault.spec, dict(fault.arguments))
+        return self.layer_class(fault.spec, rank=2)(**arguments)
+
+    def layer_class(self, spec: NormSpec, rank: int) -> type[torch.nn.Module]:
+        """The class of a method's layer for a number of spatial dimensions."""
+        raise NotImplementedError
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__}
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+    def executions(self) -> tuple[str, ...]:
+        return ("eager",)
+
+    def shows(self, quantity: str) -> bool:
+        return True
+
+    def unsupported(self, case: Case, device: str) -> str:
+        if device not in self.devices():
+            return f"no device {device}"
+        if case.layout == "leading":
+            return "torch normalises trailing dimensions only"
+        return ""
+
+    def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
+        layer = self.build(case).to(device)
+        if arrays.dtypes.get("scale", "") == "float64" or case.dtype == "float64":
+            layer = layer.double()
+        self._load(layer, case, arrays)
+        channels = hasattr(case.spec, "channels")
+        results: dict[tuple[int, str], Result | None] = {}
+        for step, mode in case.steps:
+            layer.train(mode.update_running)
+            layer.requires_grad_(case.mode != "frozen")
+            layer.zero_grad()
+            x = tensor(arrays.values[f"x{step}"], case.dtype, case.layout, device, channels).requires_grad_()
+            y = layer(x)
+            results[step, "y"] = result(y)
+            if case.differentiates(step):
+                y.backward(tensor(arrays.values[f"upstream{step}"], case.dtype, case.layout, device, channels))
+                results[step, "dx"] = result(x.grad)
+                for parameter in case.spec.parameters:
+                    results[step, f"d{parameter.name}"] = result(getattr(layer, PARAMETERS[parameter.name]).grad)
+            for array in case.spec.state:
+                results[step, array.name] = result(getattr(layer, STATE[array.name]))
+        return {key: value for key, value in results.items() if value is not None}
+
+    def inexpressible(self, fault: Fault) -> str:
+        return ""
+
+    def misuse(self, fault: Fault) -> Misuse:
+        before: dict[str, Any] = {}
+        layer = None
+        try:
+            layer = self.misbuild(fault)
+            before = self._state(layer)
+            layer(torch.ones(fault.shape, dtype=getattr(torch, fault.dtype)))
+        except Exception as error:
+            return Misuse(error, before, self._state(layer))
+        return Misuse(None, before, self._state(layer))
+
+    def _load(self, layer: torch.nn.Module, case: Case, arrays: Arrays) -> None:
+        with torch.no_grad():
+            for names in (PARAMETERS, STATE):
+                for role, name in names.items():
+                    if role in arrays.values:
+                        getattr(layer, name).copy_(torch.from_numpy(np.array(arrays.values[role])))
+
+    def _state(self, layer: torch.nn.Module | None) -> dict[str, Any]:
+        return {} if layer is None else {name: buffer.numpy().copy() for name, buffer in layer.named_buffers()}
+
+
+def native_arguments(spec: NormSpec, changes: dict[str, Any]) -> dict[str, Any]:
+    """The constructor arguments of ``torch.nn`` for a specification's fields, by the names that the presets give them."""
+    arguments = PEERS[spec.method]["torch"].arguments
+    fields = {name: changes.get(name, getattr(spec, name)) for name in arguments}
+    native = {arguments[name].name: arguments[name].native(value) for name, value in fields.items()}
+    if "affine" in native:
+        native["affine"] = fields["scale"] or fields["offset"]
+    return native
+
+
+def spatial_rank(case: Case) -> int:
+    """The number of spatial dimensions of the layer class: 1d takes inputs without any, too."""
+    return max(len(case.shape) - 2, 1)

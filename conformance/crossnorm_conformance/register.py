@@ -1,0 +1,93 @@
+"""Registers of known deviations. Each belongs to one implementation: ``registers/<implementation>.toml``.
+
+An entry says where (globs over case ids, questions, quantities, executions, devices), why, and where that is documented. It
+is strict: a glob that matches no failing check is an error, so that an entry cannot outlive its deviation.
+"""
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+
+from .compare import FAIL, KNOWN, Check
+from .implementations import SuiteError
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """One glob of one entry."""
+
+    implementation: str
+    cases: str
+    reason: str
+    link: str
+    questions: tuple[str, ...] = ("*",)
+    quantities: tuple[str, ...] = ("*",)
+    executions: tuple[str, ...] = ("*",)
+    devices: tuple[str, ...] = ("*",)
+
+    def covers(self, check: Check) -> bool:
+        """Whether the check lies where the entry says."""
+        return (
+            self.implementation == check.implementation
+            and fnmatchcase(check.case, self.cases)
+            and _any(check.question, self.questions)
+            and _any(check.quantity, self.quantities)
+            and _any(check.execution, self.executions)
+            and _any(check.device, self.devices)
+        )
+
+
+@cache
+def register(implementation: str) -> tuple[Deviation, ...]:
+    """The register of an implementation; empty where it has none."""
+    path = files(__package__) / "registers" / f"{implementation}.toml"
+    if not path.is_file():
+        return ()
+    deviations = []
+    for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("deviation", []):
+        missing = {"cases", "reason", "link"} - set(entry)
+        if missing:
+            raise SuiteError(f"{path.name}: an entry lacks {', '.join(sorted(missing))}; every deviation has cases, a reason and a link")
+        selectors = {name: tuple(entry[name]) for name in entry if name not in ("cases", "reason", "link")}
+        deviations += [Deviation(implementation, glob, entry["reason"], entry["link"], **selectors) for glob in entry["cases"]]
+    return tuple(deviations)
+
+
+def judge(check: Check) -> Check:
+    """A failing check that the register knows becomes a known deviation, with the register's reason. The agreement of two
+    implementations is excused where either is registered."""
+    if check.verdict != FAIL:
+        return check
+    for name in check.implementation.split(" = "):
+        for deviation in register(name):
+            if deviation.covers(replace(check, implementation=name)):
+                return replace(check, verdict=KNOWN, reason=f"{deviation.reason} ({deviation.link})")
+    return check
+
+
+def stale(implementations: Iterable[str], checks: list[Check], whole: set[str]) -> list[str]:
+    """Entries that no check bears out any more, each as a sentence. An entry is judged only where the ``whole`` set of cases
+    that it could match has been run."""
+    complaints = []
+    run = {check.case for check in checks}
+    for name in implementations:
+        own = [check for check in checks if check.implementation == name and check.verdict == KNOWN]
+        present = {check.device for check in checks if check.implementation == name}
+        for deviation in register(name):
+            reach = {case for case in whole if fnmatchcase(case, deviation.cases)}
+            if not reach:
+                complaints.append(f"registers/{name}.toml: {deviation.cases!r} matches no case; delete or mend the entry")
+            elif reach <= run and any(_any(device, deviation.devices) for device in present):
+                if not any(deviation.covers(check) for check in own):
+                    complaints.append(
+                        f"registers/{name}.toml: {deviation.cases!r} ({deviation.reason}) matches no failing check any more; "
+                        "delete or narrow the entry"
+                    )
+    return complaints
+
+
+def _any(value: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(value, glob) for glob in globs)

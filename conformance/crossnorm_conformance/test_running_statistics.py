@@ -1,0 +1,12 @@
+"""Are the running statistics right after each step, and untouched where nothing may be updated?"""
+
+import pytest
+
+from crossnorm_conformance.compare import check_quantities
+
+
+def test_running_statistics(run, seed, judged):
+    case, implementation, execution, device = run
+    if not case.spec.state:
+        pytest.skip(f"{case.spec.method} {case.variant} has no running statistics")
+    judged(check_quantities("running_statistics", implementation, case, execution, device, seed))
