@@ -135,11 +135,9 @@ def unit(
 def in_units(got: Array, quantity: Any, unit: Array, stored: str) -> Array:
     """The error of ``got`` at every element, in rounding units; infinite where it cannot be excused.
 
-    Integers, inf and NaN must match. A result that overflows the ``stored`` dtype is expected as inf; within one unit of the largest
-    number either is right. Zero error over a zero unit is 0. Integers are compared exactly.
+    Integers, inf and NaN must match. A result that overflows the ``stored`` dtype is expected as inf; within one unit of the
+    largest number either is right. Zero error over a zero unit is 0.
     """
-    if np.issubdtype(quantity.value.dtype, np.integer):
-        return np.where(np.equal(got, quantity.value), 0.0, np.inf)
     want = quantity.comparable(quantity.value)
     if want.dtype.kind != "f":
         return np.where(np.asarray(got) == want, 0.0, np.inf)
