@@ -1,0 +1,215 @@
+"""The two computations behind the five methods, each with its own gradient.
+
+`standardize_channels` serves batch, group and instance normalization, `standardize_rows` layer and RMS normalization.
+Both compute in the dtype of ``x``, float32 or float64. The gradients are written out because automatic ones read and write
+the tensor about twice as often; they are made of differentiable operations themselves, so that they can be nested.
+
+Sums down columns are products with ones where every device is a processor: TensorFlow's own reduction over a leading axis is
+three times slower there. On an accelerator a product may be rounded to fewer bits, so it is a plain reduction.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# A product with ones adds up one value after the other. In blocks of this many the rounding errors stay small.
+_BLOCK = 128
+
+
+class Statistics(NamedTuple):
+    """Mean and biased variance, one entry per instance and channel: (instances, 1, channels, 1)."""
+
+    mean: tf.Tensor
+    variance: tf.Tensor
+
+
+def _sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """The shape, with a scalar tensor for each size that is not known yet."""
+    dynamic = tf.shape(x)
+    return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
+
+
+def _product(sizes: Sequence[int | tf.Tensor]) -> int | tf.Tensor:
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    for size in sizes:
+        if not isinstance(size, int):
+            known = known * size
+    return known
+
+
+def channel_view(x: tf.Tensor, axis: int, instances: bool) -> tf.Tensor:
+    """``x`` seen as (instances, positions before, channels, positions after); one instance if the batch is one group."""
+    sizes = _sizes(x)
+    first = 1 if instances else 0
+    return tf.reshape(
+        x,
+        [_product(sizes[:first]), _product(sizes[first:axis]), sizes[axis], _product(sizes[axis + 1 :])],
+    )
+
+
+def row_sums_are_products() -> bool:
+    return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
+
+
+def _ones_times(x: tf.Tensor) -> tf.Tensor:
+    """The sum over the last axis but one, kept, as a product with ones."""
+    return tf.matmul(tf.ones([1, _sizes(x)[-2]], x.dtype), x)
+
+
+def _column_sums(x: tf.Tensor) -> tf.Tensor:
+    """The sums over axis 1 of a tensor (instances, positions, channels), kept as an axis of size one."""
+    if not row_sums_are_products():
+        return tf.reduce_sum(x, axis=1, keepdims=True)
+    instances, positions, channels = _sizes(x)
+    block = next((b for b in range(2 * _BLOCK, _BLOCK // 4, -1) if positions % b == 0), 1) if isinstance(positions, int) else 1
+    if block == 1 and isinstance(instances, int) and instances == 1:
+        return _column_sums_of_one(tf.reshape(x, [positions, channels]))[None]
+    blocks = tf.reshape(x, [instances, positions // block, _product([block, channels])])
+    return _ones_times(tf.reshape(_ones_times(blocks), [instances, block, channels]))
+
+
+def _column_sums_of_one(x: tf.Tensor) -> tf.Tensor:
+    positions, channels = _sizes(x)
+    whole = positions // _BLOCK * _BLOCK
+    blocks = tf.reshape(x[:whole], [positions // _BLOCK, _product([_BLOCK, channels])])
+    return _ones_times(tf.reshape(_ones_times(blocks), [_BLOCK, channels])) + _ones_times(x[whole:])
+
+
+def _channel_sums(x: tf.Tensor) -> tf.Tensor:
+    """The sums over the positions of each instance's channels: (instances, 1, channels, 1)."""
+    instances, before, channels, after = _sizes(x)
+    rows = tf.reshape(x, [instances, before, channels]) if isinstance(after, int) and after == 1 else tf.reduce_sum(x, axis=3)
+    sums = rows if isinstance(before, int) and before == 1 else _column_sums(rows)
+    return tf.reshape(sums, [instances, 1, channels, 1])
+
+
+def values_per_channel(x: tf.Tensor) -> int | tf.Tensor:
+    """How many values each instance's channel of a channel view has; a tensor where the shape is not known yet."""
+    _, before, _, after = _sizes(x)
+    return _product([before, after])
+
+
+def standardize_channels(
+    x: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None, groups: int, eps: float
+) -> tuple[tf.Tensor, Statistics]:
+    """Standardise groups of neighbouring channels of a channel view, then scale and shift each channel.
+
+    With mean ``m`` and variance ``v`` of the group, ``r = 1 / sqrt(v + eps)`` and ``xhat = (x - m) r``::
+
+        y  = scale xhat + offset
+        dx = r (g - mean(g) - xhat mean(g xhat))        with g = scale dy
+    """
+    channels = x.shape[2]
+    count = tf.cast(tf.maximum(values_per_channel(x) * (channels // groups), 1), x.dtype)
+
+    def over_group(sums: tf.Tensor) -> tf.Tensor:
+        """From sums per channel to averages over its group, again one per channel."""
+        averages = sums / count
+        if groups == channels:
+            return averages
+        grouped = tf.reshape(averages, [-1, groups, channels // groups])
+        pooled = tf.reduce_sum(grouped, axis=2, keepdims=True)
+        return tf.reshape(tf.broadcast_to(pooled, tf.shape(grouped)), tf.shape(sums))
+
+    shape = [1, 1, channels, 1]
+    gamma = tf.ones(shape, x.dtype) if scale is None else tf.reshape(scale, shape)
+    beta = tf.zeros(shape, x.dtype) if offset is None else tf.reshape(offset, shape)
+
+    @tf.custom_gradient
+    def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        # The first mean carries the error of a long sum. The deviations from it are exact, and so is their own mean.
+        pilot = over_group(_channel_sums(x))
+        deviation = x - pilot
+        rest = over_group(_channel_sums(deviation))
+        variance = tf.maximum(over_group(_channel_sums(deviation * deviation)) - rest * rest, 0)
+        r = tf.math.rsqrt(variance + eps)
+        s = r * gamma
+        y = deviation * s + (beta - rest * s)
+
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            dbeta = _channel_sums(dy)
+            dgamma = r * (_channel_sums(dy * deviation) - rest * dbeta)
+            mean_g, mean_gx = over_group(gamma * dbeta), over_group(gamma * dgamma)
+            slope = r * mean_gx * r
+            dx = dy * s - deviation * slope + (rest * slope - r * mean_g)
+            return dx, tf.reduce_sum(dgamma, axis=0, keepdims=True), tf.reduce_sum(dbeta, axis=0, keepdims=True)
+
+        return (y, pilot + rest, variance), gradient
+
+    y, mean, variance = compute(x, gamma, beta)
+    return y, Statistics(tf.stop_gradient(mean), tf.stop_gradient(variance))
+
+
+def affine_channels(
+    x: tf.Tensor, statistics: Statistics, scale: tf.Tensor | None, offset: tf.Tensor | None, eps: float
+) -> tf.Tensor:
+    """The same with given statistics, which count as constants."""
+    shape = [1, 1, x.shape[2], 1]
+    gamma = tf.ones(shape, x.dtype) if scale is None else tf.reshape(scale, shape)
+    beta = tf.zeros(shape, x.dtype) if offset is None else tf.reshape(offset, shape)
+    mean = tf.reshape(statistics.mean, shape)
+    r = tf.math.rsqrt(tf.reshape(statistics.variance, shape) + eps)
+
+    @tf.custom_gradient
+    def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        deviation = x - mean
+        s = r * gamma
+
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            return dy * s, r * _channel_sums(dy * deviation), _channel_sums(dy)
+
+        return deviation * s + beta, gradient
+
+    return compute(x, gamma, beta)
+
+
+def standardize_rows(
+    x: tf.Tensor,
+    scale: tf.Tensor | None,
+    offset: tf.Tensor | None,
+    axes: tuple[int, ...],
+    eps: float,
+    centered: bool,
+    subtract_mean: bool,
+) -> tf.Tensor:
+    """Divide ``x`` by the root of its second moment over ``axes``, then scale and shift each element.
+
+    The moment is about the mean if ``centered``, else about zero; the numerator loses the mean if ``subtract_mean``.
+    ``scale`` and ``offset`` have the sizes of ``axes``, in order. With ``r = 1 / sqrt(moment + eps)``::
+
+        y  = scale xhat + offset                       with xhat = numerator r
+        dx = r (g - [mean(g)] - deviation r mean(g xhat))       with g = scale dy
+    """
+    rank = len(x.shape)
+    shape = [size if i in axes else 1 for i, size in enumerate(x.shape)]
+    others = [i for i in range(rank) if i not in axes]
+    count = math.prod(x.shape[i] for i in axes)
+    gamma = tf.ones(shape, x.dtype) if scale is None else tf.reshape(scale, shape)
+    beta = tf.zeros(shape, x.dtype) if offset is None else tf.reshape(offset, shape)
+
+    def average(values: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(values, axis=axes, keepdims=True) / count
+
+    def over_batch(values: tf.Tensor) -> tf.Tensor:
+        if axes == tuple(range(rank - len(axes), rank)):
+            return tf.reshape(_column_sums(tf.reshape(values, [1, _product(_sizes(values)[: -len(axes)]), count])), shape)
+        return tf.reduce_sum(values, axis=others, keepdims=True)
+
+    @tf.custom_gradient
+    def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        deviation = x - average(x) if centered else x
+        r = tf.math.rsqrt(average(deviation * deviation) + eps)
+        xhat = (deviation if subtract_mean == centered else x) * r
+
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            g = dy * gamma
+            product = dy * xhat
+            inner = g - (deviation * r) * average(product * gamma)
+            dx = r * (inner - average(g) if subtract_mean else inner)
+            return dx, over_batch(product), over_batch(dy)
+
+        return xhat * gamma + beta, gradient
+
+    return compute(x, gamma, beta)

@@ -1,0 +1,317 @@
+"""What every layer of this room shares: validation in Keras' exception types, weights, specification and configuration."""
+
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import keras
+import tensorflow as tf
+
+from crossnorm.errors import SpecError
+from crossnorm.spec import INFERENCE, TRAIN, Mode, NormSpec
+from crossnorm.spec._axes import normalize_axes
+
+Tensor = tf.Tensor
+
+_FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
+
+
+class ArgumentTypeError(SpecError, TypeError):
+    """An argument of a type that cannot be used; Keras raises ``TypeError``."""
+
+
+class AxisError(SpecError, IndexError):
+    """An axis that the input does not have; Keras raises ``IndexError``."""
+
+
+class ShapeError(SpecError, tf.errors.InvalidArgumentError):
+    """An input whose shape does not fit the layer; Keras raises ``ValueError`` or ``InvalidArgumentError``."""
+
+    # Keras rebuilds a TensorFlow error to add the call's arguments, with TensorFlow's four; this asks it not to.
+    _keras_call_info_injected = True
+
+    def __init__(self, message: str) -> None:
+        tf.errors.InvalidArgumentError.__init__(self, None, None, message)
+
+
+# What the pure functions share.
+
+
+def floating(x: Any, who: str) -> Tensor:
+    """``x`` as a tensor of floating-point numbers, or a ``SpecError``."""
+    x = tf.convert_to_tensor(x)
+    if x.dtype not in _FLOATS:
+        names = ", ".join(dtype.name for dtype in _FLOATS)
+        raise SpecError(f"{who}: an input of dtype {x.dtype.name} cannot be normalized; cast it to one of {names}")
+    return x
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` in the dtype of the arithmetic: float32 for half precision."""
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+
+
+def resolve_axes(axes: int | Sequence[int], rank: int, who: str) -> tuple[int, ...]:
+    """Axes counted from the front, sorted; an ``AxisError`` where the rank has none such."""
+    try:
+        return normalize_axes(axes, rank, who)
+    except SpecError as error:
+        raise AxisError(str(error)) from None
+
+
+def channel_axis(axis: int, shape: Sequence[int | None], channels: int, minimum_rank: int, who: str) -> int:
+    """The channel axis counted from the front, after a look at the rank and at the number of channels."""
+    rank = len(shape)
+    if rank < minimum_rank:
+        raise AxisError(f"{who}: an input of shape {tuple(shape)} has fewer than {minimum_rank} dimensions; add those missing")
+    (axis,) = resolve_axes(axis, rank, who)
+    if axis == 0 and minimum_rank > 1:
+        raise AxisError(f"{who}: axis=0 is the batch; choose one of 1..{rank - 1}")
+    if shape[axis] != channels:
+        raise ShapeError(
+            f"{who}: axis {axis} of an input of shape {tuple(shape)} has not the {channels} channels of the specification; "
+            "name the channel axis by axis="
+        )
+    return axis
+
+
+def normalized_axes(
+    axes: int | Sequence[int] | None, shape: Sequence[int | None], sizes: tuple[int, ...], who: str
+) -> tuple[int, ...]:
+    """The axes to normalize over, counted from the front, after a look at their sizes; None is the last ones."""
+    resolved = resolve_axes(range(-len(sizes), 0) if axes is None else axes, len(shape), who)
+    found = tuple(shape[axis] for axis in resolved)
+    if found != sizes:
+        raise ShapeError(
+            f"{who}: the axes {resolved} of an input of shape {tuple(shape)} have not the sizes {sizes} of the specification; "
+            "name the normalized axes by axis="
+        )
+    return resolved
+
+
+def optional(parameters: Mapping[str, Tensor], dtype: tf.DType) -> tuple[Tensor | None, Tensor | None]:
+    """Scale and offset in the dtype of the arithmetic; None for one that is not learned."""
+    scale, offset = (tf.cast(parameters[name], dtype) if name in parameters else None for name in ("scale", "offset"))
+    return scale, offset
+
+
+def refuse_single_value(x: Tensor, count: int | Tensor, who: str) -> Tensor:
+    """``x``, or an error where a statistic would have one value only."""
+    message = f"{who}: one value per statistic has no variance; give more values, or say single_value='zero'"
+    if isinstance(count, int):
+        if count == 1:
+            raise SpecError(message)
+        return x
+    with tf.control_dependencies([tf.debugging.assert_none_equal(count, 1, message)]):
+        return tf.identity(x)
+
+
+def update_running(
+    spec: Any,
+    state: Mapping[str, Tensor],
+    mean: Tensor,
+    variance: Tensor,
+    count: int | Tensor,
+    unbiased: bool,
+    instances: int | Tensor = 1,
+) -> dict[str, Tensor]:
+    """The state after a batch whose statistics rest on ``count`` values each; the old one if the batch was empty."""
+    dtype = mean.dtype
+    counted = tf.cast(count, dtype)
+    correction = counted / tf.maximum(counted - 1, 1) if unbiased else tf.ones((), dtype)
+    old = {name: tf.convert_to_tensor(value) for name, value in state.items()}
+    batches = old["batches_tracked"] + 1
+    # The two weights are rounded separately: one minus a rounded decay would lose its last digits.
+    keep, take = (
+        (tf.constant(spec.decay, dtype), tf.constant(1 - spec.decay, dtype))
+        if spec.decay is not None
+        else (tf.cast(batches - 1, dtype) / tf.cast(batches, dtype), 1 / tf.cast(batches, dtype))
+    )
+
+    def blend(name: str, batch: Tensor) -> Tensor:
+        value = keep * tf.cast(old[name], dtype) + take * tf.reshape(batch, [spec.channels])
+        return tf.cast(value, old[name].dtype)
+
+    new = {
+        "running_mean": blend("running_mean", mean),
+        "running_variance": blend("running_variance", variance * correction),
+        "batches_tracked": batches,
+    }
+    values = count * instances
+    if isinstance(values, int):
+        return new if values else old
+    return {name: tf.where(values > 0, new[name], old[name]) for name in new}
+
+
+# The layers.
+
+
+class SpecLayer:
+    """Mixed in before the native Keras layer: the attributes are the truth, and ``spec`` is computed from them."""
+
+    method: ClassVar[str]
+
+    # The sizes that the specification given to from_spec promises, and those that build found.
+    _promised: tuple[int, ...] | None = None
+    _found: tuple[int, ...] | None = None
+
+    @property
+    def spec(self) -> NormSpec:
+        """The specification that the layer obeys now; a ``SpecError`` while its sizes are unknown or an attribute is wrong."""
+        sizes = self._found or self._promised
+        if sizes is None:
+            raise SpecError(
+                f"{type(self).__name__}: the specification is not known before the layer is built; "
+                "call build(input_shape), or the layer, first"
+            )
+        return self._spec(sizes)
+
+    def _spec(self, sizes: tuple[int, ...]) -> NormSpec:
+        """The specification from the attributes and the parameters' sizes."""
+        raise NotImplementedError
+
+    @classmethod
+    def _check_method(cls, spec: NormSpec) -> None:
+        if getattr(spec, "method", None) != cls.method:
+            raise SpecError(
+                f"{cls.__name__}: from_spec was given {spec!r}, which is no {cls.method} specification; "
+                "use crossnorm.tensorflow.layer(spec), which picks the class"
+            )
+
+    def _promising(self, spec: NormSpec) -> Self:
+        self._promised = spec.parameter_shape
+        return self
+
+    def _find(self, axes: int | Sequence[int], input_shape: Sequence[int | None]) -> tuple[int, ...]:
+        """The sizes of ``axes``, which must be known and as promised; checks every attribute on the way."""
+        who = type(self).__name__
+        sizes = tuple(input_shape[axis] for axis in resolve_axes(axes, len(input_shape), who))
+        if None in sizes:
+            raise SpecError(f"{who}: axis={axes!r} of an input of shape {tuple(input_shape)} is unknown; give it a size")
+        if self._promised not in (None, sizes):
+            raise ShapeError(
+                f"{who}: axis={axes!r} of an input of shape {tuple(input_shape)} has the sizes {sizes}, "
+                f"and the specification says {self._promised}; name other axes by axis= or change the specification"
+            )
+        self._spec(sizes)
+        self._found = sizes
+        return sizes
+
+    def _add_gamma_and_beta(self, shape: tuple[int, ...], scale: bool, center: bool) -> None:
+        self.gamma = self._add_parameter("gamma", shape) if scale else None
+        self.beta = self._add_parameter("beta", shape) if center else None
+
+    def _add_parameter(self, name: str, shape: tuple[int, ...]) -> keras.Variable:
+        of = {of: getattr(self, f"{name}_{of}") for of in ("initializer", "regularizer", "constraint")}
+        return self.add_weight(name=name, shape=shape, autocast=False, **of)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        weights = {"scale": self.gamma, "offset": self.beta}
+        return {name: weight.value for name, weight in weights.items() if weight is not None}
+
+    def _assert_input_compatibility(self, inputs: Any) -> None:
+        """Keras' check of the shape, and ours of the dtype and of the live attributes, before anything runs."""
+        try:
+            super()._assert_input_compatibility(inputs)
+        except ValueError as error:
+            raise ShapeError(f"{type(self).__name__}: {' '.join(str(error).split())}") from None
+        if hasattr(inputs, "dtype"):
+            self._check_dtype(tf.as_dtype(keras.backend.standardize_dtype(inputs.dtype)))
+        if self.built:
+            self._spec(self._found)
+
+    def _check_dtype(self, dtype: tf.DType) -> None:
+        if dtype not in _FLOATS:
+            raise SpecError(
+                f"{type(self).__name__}: an input of dtype {dtype.name} cannot be normalized; cast it to a floating-point dtype"
+            )
+
+
+class ChannelLayer(SpecLayer):
+    """A layer whose parameters have one entry per channel."""
+
+    # The moving statistics and their counter, where a layer keeps them.
+    moving_mean = moving_variance = batches_tracked = None
+
+    def _check_axis(self, axis: Any) -> None:
+        if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+            raise ArgumentTypeError(f"{type(self).__name__}: axis={axis!r} is not an integer; name the one channel axis")
+
+    def _find_channels(self, input_shape: Sequence[int | None], minimum_rank: int) -> tuple[int, ...]:
+        """The number of channels; from now on, inputs of this rank and number only."""
+        sizes = self._find(self.axis, input_shape)
+        channel_axis(self.axis, input_shape, sizes[0], minimum_rank, type(self).__name__)
+        self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes={self.axis: sizes[0]})
+        return sizes
+
+    def _add_moving_statistics(self, shape: tuple[int, ...]) -> None:
+        fixed = {"trainable": False, "autocast": False}
+        for name in ("moving_mean", "moving_variance"):
+            setattr(
+                self, name, self.add_weight(name=name, shape=shape, initializer=getattr(self, f"{name}_initializer"), **fixed)
+            )
+        if self.momentum is None:
+            # Only the cumulative average counts; any other layer keeps the native list of weights.
+            self.batches_tracked = self.add_weight(
+                name="batches_tracked", shape=(), initializer="zeros", dtype="int64", **fixed
+            )
+
+    def _mode(self, training: bool | None) -> Mode:
+        return TRAIN if training and self.trainable else INFERENCE
+
+    def _state(self) -> dict[str, Tensor]:
+        if self.moving_mean is None:
+            return {}
+        counter = self.batches_tracked
+        if counter is None and self.momentum is None:
+            raise SpecError(
+                f"{type(self).__name__}: momentum=None needs the weight that counts batches, which build did not make; "
+                "give momentum=None at construction"
+            )
+        return {
+            "running_mean": self.moving_mean.value,
+            "running_variance": self.moving_variance.value,
+            "batches_tracked": tf.zeros((), tf.int64) if counter is None else counter.value,
+        }
+
+    def _assign(self, state: Mapping[str, Tensor]) -> None:
+        weights = {
+            "running_mean": self.moving_mean,
+            "running_variance": self.moving_variance,
+            "batches_tracked": self.batches_tracked,
+        }
+        for name, value in state.items():
+            if weights[name] is not None:
+                weights[name].assign(value)
+
+
+class RowLayer(SpecLayer):
+    """A layer whose parameters have one entry per normalized element."""
+
+    def _check_axis(self, axis: Any) -> None:
+        axes = axis if isinstance(axis, (list, tuple)) else [axis]
+        if not all(isinstance(a, numbers.Integral) and not isinstance(a, bool) for a in axes):
+            raise ArgumentTypeError(
+                f"{type(self).__name__}: axis={axis!r} is neither an integer nor a list of them; name the normalized axes"
+            )
+        if not axes:
+            raise SpecError(f"{type(self).__name__}: axis={axis!r} is empty; name at least one axis")
+
+    @staticmethod
+    def _axis_of(spec: Any, axis: int | Sequence[int] | None) -> int | Sequence[int]:
+        """``axis``, or if it is None the last ones."""
+        if axis is not None:
+            return axis
+        return -1 if len(spec.shape) == 1 else list(range(-len(spec.shape), 0))
+
+    def _eps(self) -> float:
+        """Keras reads ``epsilon=None`` as its global epsilon."""
+        return keras.config.epsilon() if self.epsilon is None else self.epsilon
+
+    def _find_rows(self, input_shape: Sequence[int | None]) -> tuple[int, ...]:
+        """The sizes of the weights, in Keras' order of the axes; from now on, inputs with these only."""
+        self._find(self.axis, input_shape)
+        axes = sorted(self.axis) if isinstance(self.axis, (list, tuple)) else [self.axis]
+        needed = max(axis + 1 if axis >= 0 else -axis for axis in axes)
+        self.input_spec = keras.layers.InputSpec(min_ndim=needed, axes={axis: input_shape[axis] for axis in axes})
+        return tuple(input_shape[axis] for axis in axes)

@@ -1,0 +1,61 @@
+"""From any specification to its layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from crossnorm.errors import SpecError
+from crossnorm.spec import NormSpec
+
+from ._base import ChannelLayer, SpecLayer
+from .batch_norm import BatchNormalization
+from .group_norm import GroupNormalization
+from .instance_norm import InstanceNormalization
+from .layer_norm import LayerNormalization
+from .rms_norm import RMSNormalization
+
+_LAYERS: dict[str, type[SpecLayer]] = {
+    layer.method: layer
+    for layer in (BatchNormalization, LayerNormalization, GroupNormalization, InstanceNormalization, RMSNormalization)
+}
+
+
+def layer(spec: NormSpec, *, rank: int | None = None, layout: str | None = None, **keras_kwargs: Any) -> keras.layers.Layer:
+    """The Keras layer that obeys ``spec``.
+
+    Args:
+        spec: any specification.
+        rank: the number of spatial dimensions; the layer then refuses inputs of another one. None leaves it open.
+        layout: ``"channels_last"``, which None stands for, or ``"channels_first"``.
+        **keras_kwargs: go to the layer: ``name``, ``dtype``, initializers, or ``axis`` in place of ``layout``.
+
+    Raises:
+        SpecError: a specification or a layout that is not known.
+
+    >>> import crossnorm
+    >>> layer(crossnorm.BatchNormSpec(channels=8), layout="channels_first").axis
+    1
+    >>> layer(crossnorm.LayerNormSpec(shape=(4, 8))).axis
+    [-2, -1]
+    """
+    if getattr(spec, "method", None) not in _LAYERS:
+        raise SpecError(f"layer: {spec!r} is no specification with a Keras layer; the methods are {', '.join(_LAYERS)}")
+    cls = _LAYERS[spec.method]
+    if "axis" not in keras_kwargs:
+        keras_kwargs["axis"] = _axis(spec, cls, layout)
+    elif layout is not None:
+        raise SpecError(f"layer: layout={layout!r} and axis={keras_kwargs['axis']!r} say the same; give one of them")
+    built = cls.from_spec(spec, **keras_kwargs)
+    if rank is not None and issubclass(cls, ChannelLayer):
+        built.input_spec = keras.layers.InputSpec(ndim=rank + 2)
+    return built
+
+
+def _axis(spec: Any, cls: type[SpecLayer], layout: str | None) -> int | Sequence[int] | None:
+    if layout not in (None, "channels_last", "channels_first"):
+        raise SpecError(f"layer: layout={layout!r} is unknown; say 'channels_last' or 'channels_first'")
+    if issubclass(cls, ChannelLayer):
+        return 1 if layout == "channels_first" else -1
+    # The normalized dimensions are the last ones; with channels first, one alone is the channel.
+    return 1 if layout == "channels_first" and len(spec.shape) == 1 else None

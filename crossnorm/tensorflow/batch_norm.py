@@ -1,0 +1,274 @@
+"""Batch normalization: the pure function and the Keras layer."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import keras
+import tensorflow as tf
+
+from crossnorm.errors import SpecError, Unsupported
+from crossnorm.spec import BatchNormSpec, Mode
+
+from ._arithmetic import Statistics, affine_channels, channel_view, standardize_channels, values_per_channel
+from ._base import (
+    ChannelLayer,
+    Tensor,
+    channel_axis,
+    floating,
+    optional,
+    refuse_single_value,
+    update_running,
+    widened,
+)
+
+
+def batch_norm(
+    spec: BatchNormSpec,
+    x: Tensor,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    mode: Mode,
+    *,
+    axis: int = -1,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and new state of batch normalization; nothing is changed in place.
+
+    The formula is that of `crossnorm.spec.BatchNormSpec`.
+
+    Shapes: ``x`` of any rank with ``spec.channels`` entries along ``axis``; parameters and running statistics
+    ``(channels,)``, ``batches_tracked`` ``()``; the output has the shape of ``x``.
+
+    Dtypes: any floating point. Half precision is computed in float32; the output has the dtype of ``x``.
+
+    Raises:
+        SpecError: an integer ``x``, an axis or a number of channels that does not fit, one value per channel if the
+            specification says ``single_value="raise"``.
+
+    References:
+        Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2.
+
+    >>> import crossnorm
+    >>> spec = crossnorm.BatchNormSpec(channels=1, eps=0.0, tracked=False)
+    >>> y, _ = batch_norm(spec, [[1.0], [3.0]], {}, {}, crossnorm.TRAIN)
+    >>> y.numpy().ravel().tolist()
+    [-1.0, 1.0]
+    """
+    x = floating(x, "batch_norm")
+    view = channel_view(widened(x), channel_axis(axis, x.shape, spec.channels, 1, "batch_norm"), instances=False)
+    scale, offset = optional(parameters, view.dtype)
+    new_state = {name: tf.convert_to_tensor(value) for name, value in state.items()}
+    if spec.tracked and not mode.use_batch_statistics:
+        running = Statistics(*(tf.cast(state[name], view.dtype) for name in ("running_mean", "running_variance")))
+        y = affine_channels(view, running, scale, offset, spec.eps)
+    else:
+        count = values_per_channel(view)
+        if spec.single_value == "raise":
+            view = refuse_single_value(view, count, "batch_norm")
+        y, batch = standardize_channels(view, scale, offset, spec.channels, spec.eps)
+        if spec.tracked and mode.update_running:
+            unbiased = spec.running_variance == "unbiased"
+            new_state = update_running(spec, state, batch.mean, batch.variance, count, unbiased)
+    return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), new_state
+
+
+@keras.saving.register_keras_serializable(package="crossnorm")
+class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
+    """Batch normalization: `keras.layers.BatchNormalization` that obeys `crossnorm.spec.BatchNormSpec`.
+
+    Arguments, defaults, weights and files are those of the native layer. Added, by keyword only:
+
+    Args:
+        running_variance: the estimator that is stored: ``"biased"`` as in Keras, or ``"unbiased"`` as in torch.
+        single_value: what training does with one value per channel: ``"zero"``: y = beta, variance 0, or ``"raise"``.
+        track_running_stats: False keeps no moving statistics: every mode uses the batch's own.
+        momentum: may be None as well: the moving statistics are the plain average of all batches, counted by the
+            weight ``batches_tracked``, which no other layer has.
+
+    Differences from the native layer: an empty batch keeps the moving statistics (there they become NaN for good), and
+    deviations from the mean are formed first (there, channels of large mean lose up to 3,000 rounding units). What is
+    computed in half precision there is computed in float32 in both. ``renorm=True`` and ``synchronized=True`` run the
+    native code.
+
+    Shapes: any rank with a known size along ``axis``.
+
+    Raises:
+        SpecError: an attribute that breaks a rule of the specification, at construction or, if it was set later, at the
+            next call; an input of another shape than the layer was built for, or of a dtype that is no number.
+
+    References:
+        Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2.
+
+    >>> import crossnorm.tensorflow, numpy as np
+    >>> layer = crossnorm.tensorflow.BatchNormalization(epsilon=0.0, momentum=0.5)
+    >>> layer(np.array([[1.0], [3.0]]), training=True).numpy().ravel().tolist()
+    [-1.0, 1.0]
+    >>> layer.moving_mean.numpy().tolist(), layer.spec.decay
+    ([1.0], 0.5)
+    """
+
+    method: ClassVar[str] = "batch_norm"
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float | None = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        renorm: bool = False,
+        renorm_clipping: Any = None,
+        renorm_momentum: float = 0.99,
+        synchronized: bool = False,
+        *,
+        running_variance: Literal["biased", "unbiased"] = "biased",
+        single_value: Literal["raise", "zero"] = "zero",
+        track_running_stats: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self._check_axis(axis)
+        super().__init__(
+            axis=axis,
+            momentum=0.99 if momentum is None else momentum,
+            epsilon=epsilon,
+            center=center,
+            scale=scale,
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            moving_mean_initializer=moving_mean_initializer,
+            moving_variance_initializer=moving_variance_initializer,
+            beta_regularizer=beta_regularizer,
+            gamma_regularizer=gamma_regularizer,
+            beta_constraint=beta_constraint,
+            gamma_constraint=gamma_constraint,
+            renorm=renorm,
+            renorm_clipping=renorm_clipping,
+            renorm_momentum=renorm_momentum,
+            synchronized=synchronized,
+            **kwargs,
+        )
+        if momentum is None:
+            self.momentum = None
+        self.running_variance = running_variance
+        self.single_value = single_value
+        self.track_running_stats = track_running_stats
+        self._spec((1,))
+        ours = (momentum, running_variance, single_value, track_running_stats)
+        if self._runs_native_code() and (None in ours or ours[1:] != ("biased", "zero", True)):
+            raise Unsupported(
+                "BatchNormalization: renorm=True and synchronized=True run Keras' own code, which knows no momentum=None, "
+                "running_variance=, single_value= or track_running_stats=; leave them at their defaults"
+            )
+
+    def _spec(self, sizes: tuple[int, ...]) -> BatchNormSpec:
+        return BatchNormSpec(
+            channels=sizes[0],
+            eps=self.epsilon,
+            scale=bool(self.scale),
+            offset=bool(self.center),
+            decay=self.momentum,
+            running_variance=self.running_variance,
+            tracked=self.track_running_stats,
+            single_value=self.single_value,
+        )
+
+    @classmethod
+    def from_spec(cls, spec: BatchNormSpec, *, axis: int = -1, **keras_kwargs: Any) -> Self:
+        """The layer that obeys ``spec``, with the channels along ``axis``; other arguments go to Keras.
+
+        >>> import crossnorm
+        >>> BatchNormalization.from_spec(crossnorm.preset("torch", "batch_norm", channels=8)).momentum
+        0.9
+        """
+        cls._check_method(spec)
+        return cls(
+            axis=axis,
+            momentum=spec.decay,
+            epsilon=spec.eps,
+            center=spec.offset,
+            scale=spec.scale,
+            running_variance=spec.running_variance,
+            single_value=spec.single_value,
+            track_running_stats=spec.tracked,
+            **keras_kwargs,
+        )._promising(spec)
+
+    def _runs_native_code(self) -> bool:
+        return bool(self.renorm or self.synchronized)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        shape = self._find_channels(input_shape, minimum_rank=1)
+        if self._runs_native_code():
+            super().build(input_shape)
+            return
+        self._add_gamma_and_beta(shape, self.scale, self.center)
+        if self.track_running_stats:
+            self._add_moving_statistics(shape)
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        if self._runs_native_code():
+            return super().call(inputs, training=training, mask=mask)
+        if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
+            raise SpecError(
+                f"BatchNormalization: a mask of shape {tuple(mask.shape)} has not one dimension less than the input of shape "
+                f"{tuple(inputs.shape)}; leave out the last one"
+            )
+        x, mode = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32")), self._mode(training)
+        parameters, state = self._parameters(), self._state()
+        if mask is not None and (mode.use_batch_statistics or not self.track_running_stats):
+            y, state = _masked(self.spec, x, mask, parameters, state, mode, self.axis)
+        else:
+            y, state = batch_norm(self.spec, x, parameters, state, mode, axis=self.axis)
+        if mode.update_running:
+            self._assign(state)
+        return tf.cast(y, self.compute_dtype)
+
+    def _check_dtype(self, dtype: tf.DType) -> None:
+        # The native layer casts integers to floating point and is right; other layers round the result to an integer.
+        if dtype.is_complex or not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
+            super()._check_dtype(dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        ours = {name: getattr(self, name) for name in ("running_variance", "single_value", "track_running_stats")}
+        return {**super().get_config(), **ours}
+
+
+def _masked(
+    spec: BatchNormSpec,
+    x: Tensor,
+    mask: Tensor,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    mode: Mode,
+    axis: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Training with statistics over the positions where ``mask`` is true, as Keras defines them.
+
+    Keras lays the mask on all axes but the last and adds its epsilon to the number of positions.
+    """
+    rank = len(x.shape)
+    axis %= rank
+    others = [i for i in range(rank) if i != axis]
+    wanted = tf.broadcast_to(tf.cast(tf.expand_dims(mask, -1), tf.bool), tf.shape(x))
+    positions = tf.reduce_sum(tf.cast(wanted, x.dtype), others, keepdims=True)
+    divisor = positions + keras.config.epsilon()
+    mean = tf.reduce_sum(tf.where(wanted, x, 0), others, keepdims=True) / divisor
+    deviation = x - mean
+    variance = tf.reduce_sum(tf.square(tf.where(wanted, deviation, 0)), others, keepdims=True) / divisor
+    shape = [spec.channels if i == axis else 1 for i in range(rank)]
+    scale, offset = optional(parameters, x.dtype)
+    y = deviation * tf.math.rsqrt(variance + spec.eps)
+    y = y if scale is None else y * tf.reshape(scale, shape)
+    y = y if offset is None else y + tf.reshape(offset, shape)
+    if spec.tracked and mode.update_running:
+        counted = tf.reshape(positions, [spec.channels])
+        unbiased = counted / tf.maximum(counted - 1, 1) if spec.running_variance == "unbiased" else 1
+        state = update_running(spec, state, mean, tf.reshape(variance, [spec.channels]) * unbiased, 1, unbiased=False)
+    return y, dict(state)

@@ -1,0 +1,11 @@
+"""The pure functions: ``(spec, x, parameters, state, mode, *, axis) -> (y, new_state)``, the same for every method.
+
+``parameters`` holds "scale" and "offset", as far as the specification has them; ``state`` holds "running_mean",
+"running_variance" and "batches_tracked". They mirror ``crossnorm.reference.forward``, and the layers are built on them.
+"""
+
+from .batch_norm import batch_norm as batch_norm
+from .group_norm import group_norm as group_norm
+from .instance_norm import instance_norm as instance_norm
+from .layer_norm import layer_norm as layer_norm
+from .rms_norm import rms_norm as rms_norm
