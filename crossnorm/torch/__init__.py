@@ -1,0 +1,77 @@
+"""crossnorm.torch: the layers for PyTorch. This room imports torch and the specifications, nothing else.
+
+Every layer is a subclass of the torch.nn layer of the same name and takes its place: same arguments, defaults, parameters,
+buffers and checkpoints.
+
+>>> import crossnorm, torch
+>>> crossnorm.torch.layer(crossnorm.preset("keras", "batch_norm", channels=8))
+BatchNorm2d(8, eps=0.001, momentum=0.01, affine=True, bias=True, track_running_stats=True, running_variance='biased', \
+single_value='zero')
+"""
+
+from typing import Any
+
+from crossnorm.errors import SpecError as _SpecError
+from crossnorm.errors import Unsupported as _Unsupported
+from crossnorm.spec import NormSpec as _NormSpec
+
+from . import functional as functional
+from ._base import ArgumentError as ArgumentError
+from ._base import DtypeError as DtypeError
+from ._base import InputError as InputError
+from ._base import ShapeError as ShapeError
+from ._base import TorchMissing as TorchMissing
+from .batch_norm import BatchNorm1d as BatchNorm1d
+from .batch_norm import BatchNorm2d as BatchNorm2d
+from .batch_norm import BatchNorm3d as BatchNorm3d
+from .group_norm import GroupNorm as GroupNorm
+from .instance_norm import InstanceNorm1d as InstanceNorm1d
+from .instance_norm import InstanceNorm2d as InstanceNorm2d
+from .instance_norm import InstanceNorm3d as InstanceNorm3d
+from .layer_norm import LayerNorm as LayerNorm
+from .rms_norm import RMSNorm as RMSNorm
+
+# A method whose layers differ by rank has one class for each number of spatial dimensions.
+_LAYERS: dict[str, Any] = {
+    "batch_norm": {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d},
+    "layer_norm": LayerNorm,
+    "group_norm": GroupNorm,
+    "instance_norm": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
+    "rms_norm": RMSNorm,
+}
+
+
+def layer(spec: _NormSpec, *, rank: int | None = None, layout: str | None = None, device: Any = None, dtype: Any = None) -> Any:
+    """The layer that obeys ``spec``.
+
+    Args:
+        spec: any specification that this room implements.
+        rank: the number of spatial dimensions, 1, 2 or 3 (2 unless told otherwise); methods that do not care ignore it.
+        layout: ``"channels_first"``, or None for the same; channels last is a memory format here, a property of the tensor.
+        device: where the parameters live.
+        dtype: of the parameters and statistics.
+
+    Raises:
+        SpecError: no layer for this rank.
+        Unsupported: no layer for this method, or another layout.
+
+    >>> import crossnorm
+    >>> layer(crossnorm.GroupNormSpec(channels=8, groups=2, eps=1e-6))
+    GroupNorm(2, 8, eps=1e-06, affine=True, bias=True)
+    >>> type(layer(crossnorm.BatchNormSpec(channels=8), rank=1)).__name__
+    'BatchNorm1d'
+    """
+    if layout not in (None, "channels_first"):
+        raise _Unsupported(
+            f"crossnorm.torch.layer: layout={layout!r} is not 'channels_first'; torch layers take (batch, channel, *spatial), "
+            "and channels last is a memory format of the tensor: use x.to(memory_format=torch.channels_last)"
+        )
+    choice = _LAYERS.get(spec.method)
+    if choice is None:
+        raise _Unsupported(f"crossnorm.torch.layer: no layer for {spec.method}; there are {', '.join(_LAYERS)}")
+    if isinstance(choice, dict):
+        rank = 2 if rank is None else rank
+        if rank not in choice:
+            raise _SpecError(f"crossnorm.torch.layer: rank={rank!r} is not 1, 2 or 3; give the number of spatial dimensions")
+        choice = choice[rank]
+    return choice.from_spec(spec, device=device, dtype=dtype)

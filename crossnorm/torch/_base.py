@@ -1,0 +1,198 @@
+"""What the layers of this room share: errors, checks, the plain standardisation and the running average."""
+
+import math
+from typing import Any, ClassVar, Self
+
+from crossnorm.errors import CrossnormError, SpecError
+from crossnorm.spec import NormSpec
+
+OLDEST = (2, 13)
+
+
+class TorchMissing(CrossnormError, ImportError):
+    """PyTorch is not installed, or too old."""
+
+
+class ArgumentError(SpecError, RuntimeError, TypeError, ZeroDivisionError):
+    """A constructor's argument breaks a rule. torch.nn raises now this, now that type for it: this is all of them."""
+
+
+class InputError(CrossnormError, ValueError):
+    """The input does not fit the layer, where torch.nn raises ValueError."""
+
+
+class ShapeError(CrossnormError, RuntimeError):
+    """The input does not fit the layer's arrays, where torch.nn raises RuntimeError."""
+
+
+class DtypeError(CrossnormError, NotImplementedError):
+    """The input's dtype does not fit. NotImplementedError is a RuntimeError: torch.nn raises either."""
+
+
+def require(version: str) -> None:
+    """Refuse a version of PyTorch that the layers were never tried on.
+
+    >>> require("2.13.0+cpu")
+    """
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise TorchMissing(
+            f"crossnorm.torch: torch {version} is older than {OLDEST[0]}.{OLDEST[1]}; "
+            'upgrade with pip install --upgrade "crossnorm[torch]"'
+        )
+
+
+try:
+    import torch
+except ImportError as error:
+    raise TorchMissing('crossnorm.torch: torch is not installed; install it with pip install "crossnorm[torch]"') from error
+require(torch.__version__)
+
+from torch import Tensor, nn  # noqa: E402 (only after the check)
+
+
+class Layer(nn.Module):
+    """The specification's side of a layer: built from one, and able to say which one it obeys now.
+
+    The attributes (``eps``, ``momentum``, ...) are the truth. ``spec`` is computed from them, and so is the output.
+    """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["spec"]
+
+    @property
+    def spec(self) -> NormSpec:
+        raise NotImplementedError
+
+    @classmethod
+    def from_spec(cls, spec: Any, *, device: Any = None, dtype: Any = None) -> Self:
+        raise NotImplementedError
+
+    def _affine(self, spec: Any) -> Self:
+        """Drop the parameter that the specification does not want: torch's arguments cannot drop the scale alone."""
+        if not spec.scale:
+            self.register_parameter("weight", None)
+        return self
+
+    def reset_parameters(self) -> None:
+        if hasattr(self, "running_mean"):
+            self.reset_running_stats()  # type: ignore[operator]
+        if self.weight is not None:
+            nn.init.ones_(self.weight)  # type: ignore[arg-type]
+        if getattr(self, "bias", None) is not None:
+            nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def _repr(self, native: str, **ours: tuple[Any, Any]) -> str:
+        """The native's words, then ours where they are not the default. A missing scale counts as ours."""
+        if self.weight is None and getattr(self, "bias", None) is not None:
+            ours["scale"] = (False, True)
+        return ", ".join([native, *(f"{name}={value!r}" for name, (value, default) in ours.items() if value != default)])
+
+
+def built(spec_class: type[NormSpec], **fields: Any) -> NormSpec:
+    """The specification of a constructor's arguments; what breaks a rule there is an `ArgumentError` here."""
+    try:
+        return spec_class(**fields)
+    except SpecError as error:
+        raise ArgumentError(str(error)) from None
+
+
+def decay_of(momentum: Any) -> Any:
+    """torch's ``momentum`` is the weight of the new statistic, ours of the old one; None averages all batches.
+
+    >>> decay_of(0.1)
+    0.9
+    """
+    if momentum is None or isinstance(momentum, str) or not hasattr(momentum, "__float__"):
+        return momentum
+    return 1 - momentum
+
+
+def momentum_of(decay: float | None) -> float | None:
+    """The inverse of `decay_of`, without the residue of the subtraction.
+
+    >>> momentum_of(0.9)
+    0.1
+    """
+    return None if decay is None else round(1 - decay, 15)
+
+
+def sound(eps: float, momentum: float | None = 0.0) -> bool:
+    """Whether attributes that may have been changed on a live layer still obey the specification (NaN does not)."""
+    if momentum is None:
+        return 0.0 <= eps < math.inf
+    return 0.0 <= eps < math.inf and 0.0 <= momentum <= 1.0
+
+
+def check_dtype(who: str, x: Tensor, parameter: Tensor | None) -> None:
+    """Floating point input; parameters and statistics of the same dtype, or float32 beside a half input."""
+    if not x.is_floating_point():
+        raise DtypeError(f"{who}: input of dtype {x.dtype} is not floating point; convert it with input.float()")
+    if parameter is not None and parameter.dtype != x.dtype:
+        half = x.dtype == torch.float16 or x.dtype == torch.bfloat16
+        if not (half and parameter.dtype == torch.float32):
+            raise DtypeError(
+                f"{who}: input of dtype {x.dtype} beside arrays of {parameter.dtype}; give them one dtype, "
+                "or keep float32 arrays beside a half input"
+            )
+
+
+def check_channels(who: str, x: Tensor, channels: int) -> None:
+    if x.size(1) != channels:
+        raise ShapeError(f"{who}: input of shape {list(x.shape)} has {x.size(1)} channels (dimension 1), not {channels}")
+
+
+def check_normalized(who: str, x: Tensor, shape: list[int]) -> None:
+    if x.dim() < len(shape) or list(x.shape[x.dim() - len(shape) :]) != shape:
+        raise ShapeError(f"{who}: input of shape {list(x.shape)} does not end in the normalized shape {shape}")
+
+
+def positions(x: Tensor) -> int:
+    """The number of positions of ``x``, (batch, channel, *spatial)."""
+    count = 1
+    for size in x.shape[2:]:
+        count *= size
+    return count
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channel is the innermost dimension in memory. (``is_contiguous(memory_format=...)`` fails under vmap.)"""
+    return x.dim() > 3 and x.size(1) > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def per_channel(values: Tensor, rank: int) -> Tensor:
+    """One value per channel, shaped to meet (batch, channel, *spatial)."""
+    return values.reshape([1, -1] + [1] * (rank - 2))
+
+
+def moments(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``x - mean``, ``1 / sqrt(variance + eps)``, mean and variance over ``axes``, in plain differentiable steps.
+
+    They are at least float32. First a detached mean is taken away: ``x - mean`` does not depend on it, so that every derivative
+    stays exact, and what is left is small, so that its own mean is accurate. The root is taken of a number near 1, so that
+    its derivative, a third power, does not underflow.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    pilot = x.detach().mean(axes, keepdim=True, dtype=wide)
+    centred = x - pilot
+    rest = centred.mean(axes, keepdim=True)
+    centred = centred - rest
+    variance = (centred * centred).mean(axes, keepdim=True)
+    rstd = (variance.detach() + eps).rsqrt()
+    rstd = rstd * ((variance + eps) * (rstd * rstd)).rsqrt()
+    return centred, rstd, pilot + rest, variance
+
+
+def affine(xhat: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
+    """``scale * xhat + offset`` for per-channel arrays, in the dtype of ``xhat``."""
+    if scale is not None:
+        xhat = xhat * per_channel(scale, xhat.dim())
+    if offset is not None:
+        xhat = xhat + per_channel(offset, xhat.dim())
+    return xhat
+
+
+def blend(old: Tensor, new: Tensor, momentum: float | None, batches: Tensor) -> Tensor:
+    """``old`` moved towards ``new``; without ``momentum`` so that all ``batches`` and this one weigh the same."""
+    if momentum is None:
+        share = 1 / (batches + 1).to(new.dtype)
+        return old * (1 - share) + new * share
+    return old * (1 - momentum) + new * momentum

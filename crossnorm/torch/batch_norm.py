@@ -1,0 +1,286 @@
+"""Batch normalization for PyTorch."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from crossnorm.spec import BatchNormSpec, Mode
+
+from ._base import (
+    InputError,
+    Layer,
+    affine,
+    blend,
+    built,
+    channels_last,
+    check_channels,
+    check_dtype,
+    decay_of,
+    moments,
+    momentum_of,
+    positions,
+    sound,
+)
+
+
+def normalize(
+    x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float, mean: Tensor | None, variance: Tensor | None
+) -> Tensor:
+    """Standardise ``x`` with its own statistics; ``mean`` and biased ``variance``, if given, receive them.
+
+    The native kernel where it is sound. On the CPU it is not: it adds up channels_last and float64 values one by one; it
+    evaluates ``a * x + b``, which cancels where a few values decide a channel or half input has lost its spread; it
+    forms the gradient of strided half input in half precision.
+    """
+    if x.is_cpu and (channels_last(x) or positions(x) < 8 or x.dtype != torch.float32):
+        axes = [0] + list(range(2, x.dim()))  # noqa: RUF005 (TorchScript has no starred lists)
+        centred, rstd, own_mean, own_variance = moments(x, axes, eps)
+        if mean is not None and variance is not None:
+            mean.copy_(own_mean.detach().flatten())
+            variance.copy_(own_variance.detach().flatten())
+        return affine(centred * rstd, scale, offset).to(x.dtype)
+    y = torch.batch_norm(x, scale, offset, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
+    if variance is not None:
+        # With momentum 1 the kernel leaves the batch's own statistics there, the variance in its unbiased form.
+        count = x.numel() // x.size(1)
+        variance.mul_((count - 1) / count)
+    return y
+
+
+def normalize_with(
+    x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float, mean: Tensor, variance: Tensor
+) -> Tensor:
+    """Standardise ``x`` with given statistics."""
+    return torch.batch_norm(x, scale, offset, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled)
+
+
+def stored(variance: Tensor, count: int, estimator: str) -> Tensor:
+    """The variance as the running statistics keep it, from the biased one of ``count`` values."""
+    if estimator == "unbiased" and count > 1:
+        return variance * (count / (count - 1))
+    return variance
+
+
+def refuse_single_value(who: str, x: Tensor) -> None:
+    if x.size(0) * positions(x) == 1:
+        raise InputError(
+            f"{who}: input of shape {list(x.shape)} has one value per channel, which training cannot standardise; "
+            'give more, or choose single_value="zero"'
+        )
+
+
+def batch_norm(
+    spec: BatchNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and new state of batch normalization, as `crossnorm.spec.BatchNormSpec` defines it; nothing is mutated.
+
+    Args:
+        spec: the specification.
+        x: (batch, channel, *spatial), floating point.
+        parameters: ``"scale"`` and ``"offset"``, each (channels,), as far as the specification has them.
+        state: ``"running_mean"``, ``"running_variance"``, each (channels,), and ``"batches_tracked"``; empty if untracked.
+        mode: whether the batch's statistics are used, and whether the state is updated.
+
+    Raises:
+        InputError: fewer than two dimensions, or one value per channel where the specification says so.
+        ShapeError: wrong channel count.
+        DtypeError: an integer input, or dtypes that do not go together.
+
+    >>> from crossnorm.spec import TRAIN
+    >>> spec = BatchNormSpec(channels=1, scale=False, offset=False, decay=0.0, running_variance="biased", eps=0.0)
+    >>> state = {"running_mean": torch.zeros(1), "running_variance": torch.ones(1), "batches_tracked": torch.tensor(0)}
+    >>> y, state = batch_norm(spec, torch.tensor([[1.0], [3.0]]), {}, state, TRAIN)
+    >>> y.flatten(), state["running_variance"]
+    (tensor([-1.,  1.]), tensor([1.]))
+    """
+    scale, offset = parameters.get("scale"), parameters.get("offset")
+    check("batch_norm", x, spec.channels, scale, state.get("running_mean"))
+    if spec.tracked and not mode.use_batch_statistics:
+        y = normalize_with(x, scale, offset, spec.eps, state["running_mean"], state["running_variance"])
+        return y, dict(state)
+    if spec.single_value == "raise":
+        refuse_single_value("batch_norm", x)
+    if not (spec.tracked and mode.update_running and x.numel()):
+        return normalize(x, scale, offset, spec.eps, None, None), dict(state)
+    mean, variance = (torch.zeros_like(state[name]) for name in ("running_mean", "running_variance"))
+    y = normalize(x, scale, offset, spec.eps, mean, variance)
+    variance = stored(variance, x.numel() // x.size(1), spec.running_variance)
+    momentum, batches = momentum_of(spec.decay), state["batches_tracked"]
+    return y, {
+        "running_mean": blend(state["running_mean"], mean, momentum, batches),
+        "running_variance": blend(state["running_variance"], variance, momentum, batches),
+        "batches_tracked": batches + 1,
+    }
+
+
+def check(who: str, x: Tensor, channels: int, scale: Tensor | None, running_mean: Tensor | None) -> None:
+    if x.dim() < 2:
+        raise InputError(f"{who}: input of shape {list(x.shape)} has no channel; give (batch, channel, *spatial)")
+    if scale is not None or running_mean is not None:
+        check_channels(who, x, channels)
+    check_dtype(who, x, scale if scale is not None else running_mean)
+
+
+class BatchNorm(Layer, nn.modules.batchnorm._BatchNorm):
+    """What `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` share; see `BatchNorm2d`."""
+
+    ranks: ClassVar[tuple[int, ...]] = ()
+    __constants__: ClassVar[list[str]] = [
+        "track_running_stats", "momentum", "eps", "num_features", "affine", "running_variance", "single_value",
+    ]  # fmt: skip
+    running_variance: str
+    single_value: str
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        running_variance: Literal["biased", "unbiased"] = "unbiased",
+        single_value: Literal["raise", "zero"] = "raise",
+    ) -> None:
+        built(
+            BatchNormSpec,
+            channels=num_features,
+            eps=eps,
+            decay=decay_of(momentum),
+            running_variance=running_variance,
+            single_value=single_value,
+        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.running_variance = running_variance
+        self.single_value = single_value
+
+    @classmethod
+    def from_spec(cls, spec: BatchNormSpec, *, device: Any = None, dtype: Any = None) -> Self:
+        """The layer that obeys ``spec``."""
+        return cls(
+            spec.channels,
+            spec.eps,
+            momentum_of(spec.decay),
+            spec.scale or spec.offset,
+            spec.tracked,
+            device,
+            dtype,
+            bias=spec.offset,
+            running_variance=spec.running_variance,
+            single_value=spec.single_value,
+        )._affine(spec)
+
+    @property
+    def spec(self) -> BatchNormSpec:
+        """The specification that the layer obeys now, from its attributes."""
+        return BatchNormSpec(
+            channels=self.num_features,
+            eps=self.eps,
+            scale=self.weight is not None,
+            offset=self.bias is not None,
+            decay=decay_of(self.momentum),
+            running_variance=self.running_variance,
+            tracked=self.running_mean is not None,
+            single_value=self.single_value,
+        )
+
+    def extra_repr(self) -> str:
+        return self._repr(
+            super().extra_repr(),
+            running_variance=(self.running_variance, "unbiased"),
+            single_value=(self.single_value, "raise"),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not torch.jit.is_scripting() and not sound(self.eps, self.momentum):
+            self.spec  # noqa: B018 (raises, and says why)
+        running_mean, running_variance = self.running_mean, self.running_var
+        check("BatchNorm", input, self.num_features, self.weight, running_mean)
+        if not self.training and running_mean is not None and running_variance is not None:
+            return normalize_with(input, self.weight, self.bias, self.eps, running_mean, running_variance)
+        if self.single_value == "raise":
+            refuse_single_value("BatchNorm", input)
+        tracked = self.num_batches_tracked
+        if (
+            running_mean is None
+            or running_variance is None
+            or tracked is None
+            or not self.track_running_stats
+            or input.numel() == 0
+        ):
+            return normalize(input, self.weight, self.bias, self.eps, None, None)
+        mean, variance = torch.zeros_like(running_mean), torch.zeros_like(running_variance)
+        y = normalize(input, self.weight, self.bias, self.eps, mean, variance)
+        # Only now, when nothing can fail any more.
+        variance = stored(variance, input.numel() // input.size(1), self.running_variance)
+        running_mean.copy_(blend(running_mean, mean, self.momentum, tracked))
+        running_variance.copy_(blend(running_variance, variance, self.momentum, tracked))
+        tracked.add_(1)
+        return y
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        raise NotImplementedError
+
+
+class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
+    """Batch normalization of (batch, channel) or (batch, channel, length): `BatchNorm2d` has the words.
+
+    >>> BatchNorm1d(3, momentum=None).spec.decay is None
+    True
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 2 and input.dim() != 3:
+            raise InputError(f"BatchNorm1d: input of shape {list(input.shape)} has {input.dim()} dimensions, not 2 or 3")
+
+
+class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
+    """Batch normalization of (batch, channel, height, width): each channel standardised over the batch and all positions.
+
+    ``y = weight * (x - mean) / sqrt(variance + eps) + bias``, with the batch's mean and biased variance in training and the
+    running ones in evaluation. Everything is as in `torch.nn.BatchNorm2d`, whose subclass this is: arguments, parameters,
+    buffers, checkpoints. Added, keyword-only:
+
+    - ``running_variance``: the estimator that is stored, ``"unbiased"`` as torch does or ``"biased"`` as Keras does.
+    - ``single_value``: one value per channel in training: ``"raise"``, or ``"zero"``: the output is ``bias``, the variance 0.
+
+    Shapes: input and output (batch, channel, height, width), float16, bfloat16, float32 or float64; parameters and statistics
+    of the same dtype, or float32 beside half input. A channels_last input gives a channels_last output.
+
+    Differs from the native: a step that raises changes no statistics and no counter; an empty batch changes no counter;
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` loses ``running_variance`` and ``single_value``.
+
+    Raises:
+        ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
+        InputError, ShapeError, DtypeError: the input has the wrong rank, channel count or dtype, or one value per channel.
+
+    Source: Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2.
+
+    >>> layer = BatchNorm2d(3, momentum=0.01, running_variance="biased")
+    >>> layer.spec.decay
+    0.99
+    >>> layer(torch.randn(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 4:
+            raise InputError(f"BatchNorm2d: input of shape {list(input.shape)} has {input.dim()} dimensions, not 4")
+
+
+class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
+    """Batch normalization of (batch, channel, depth, height, width): `BatchNorm2d` has the words.
+
+    >>> BatchNorm3d(3)(torch.randn(2, 3, 2, 2, 2)).shape
+    torch.Size([2, 3, 2, 2, 2])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 5:
+            raise InputError(f"BatchNorm3d: input of shape {list(input.shape)} has {input.dim()} dimensions, not 5")

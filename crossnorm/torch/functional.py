@@ -1,0 +1,10 @@
+"""The pure functions: ``f(spec, x, parameters, state, mode) -> (y, new_state)``, one signature for every method.
+
+They do what the layers do, without a layer: nothing is stored and nothing is mutated.
+"""
+
+from .batch_norm import batch_norm as batch_norm
+from .group_norm import group_norm as group_norm
+from .instance_norm import instance_norm as instance_norm
+from .layer_norm import layer_norm as layer_norm
+from .rms_norm import rms_norm as rms_norm

@@ -1,0 +1,138 @@
+"""Group normalization for PyTorch."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from crossnorm.spec import GroupNormSpec, Mode
+
+from ._base import (
+    InputError,
+    Layer,
+    ShapeError,
+    affine,
+    built,
+    channels_last,
+    check_channels,
+    check_dtype,
+    moments,
+    positions,
+    sound,
+)
+
+
+def normalize(x: Tensor, groups: int, scale: Tensor | None, offset: Tensor | None, eps: float) -> Tensor:
+    """Standardise each group of each sample.
+
+    The native kernel where it is sound. Its channels_last version on the CPU is not (``E[x^2] - E[x]^2``): there the input
+    is made contiguous first. It evaluates ``a * x + b``, which cancels where a few values make a group.
+    """
+    if x.size(1) // groups * positions(x) < 8:
+        centred, rstd, _, _ = moments(x.reshape(x.size(0), groups, -1), [2], eps)
+        return affine((centred * rstd).reshape(x.shape), scale, offset).to(x.dtype)
+    if x.is_cpu and channels_last(x) and (x.dtype == torch.float32 or x.dtype == torch.float64):
+        y = torch.group_norm(x.contiguous(), groups, scale, offset, eps, torch.backends.cudnn.enabled)
+        return y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    return torch.group_norm(x, groups, scale, offset, eps, torch.backends.cudnn.enabled)
+
+
+def group_norm(
+    spec: GroupNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and (empty) state of group normalization, as `crossnorm.spec.GroupNormSpec` defines it; nothing is mutated.
+
+    Args:
+        spec: the specification.
+        x: (batch, channel, *spatial), floating point.
+        parameters: ``"scale"`` and ``"offset"``, each (channels,), as far as the specification has them.
+        state: returned as it is; there is none.
+        mode: has no influence.
+
+    Raises:
+        ShapeError: fewer than two dimensions, or a wrong channel count.
+        DtypeError: an integer input, or dtypes that do not go together.
+
+    >>> from crossnorm.spec import TRAIN
+    >>> spec = GroupNormSpec(channels=4, groups=2, scale=False, offset=False, eps=0.0)
+    >>> group_norm(spec, torch.tensor([[1.0, 3.0, 5.0, 9.0]]), {}, {}, TRAIN)
+    (tensor([[-1.,  1., -1.,  1.]]), {})
+    """
+    check("group_norm", x, spec.channels, spec.groups, parameters.get("scale"))
+    return normalize(x, spec.groups, parameters.get("scale"), parameters.get("offset"), spec.eps), dict(state)
+
+
+def check(who: str, x: Tensor, channels: int, groups: int, scale: Tensor | None) -> None:
+    if x.dim() < 2:
+        raise ShapeError(f"{who}: input of shape {list(x.shape)} has no channel; give (batch, channel, *spatial)")
+    if scale is not None:
+        check_channels(who, x, channels)
+    elif x.size(1) % groups != 0:
+        raise ShapeError(f"{who}: the {x.size(1)} channels of an input of shape {list(x.shape)} do not make {groups} groups")
+    check_dtype(who, x, scale)
+
+
+class GroupNorm(Layer, nn.GroupNorm):
+    """Group normalization: the channels of a sample are cut into groups, each standardised over its channels and positions.
+
+    ``y = weight * (x - mean) / sqrt(variance + eps) + bias``, with the mean and biased variance of the group. Everything is as
+    in `torch.nn.GroupNorm`, whose subclass this is: arguments, parameters, checkpoints.
+
+    Shapes: input and output (batch, channel, *spatial), float16, bfloat16, float32 or float64; parameters of the same
+    dtype, or float32 beside half input. A channels_last input gives a channels_last output.
+
+    Raises:
+        ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
+        InputError: a batch of one with one value per group.
+        ShapeError, DtypeError: the input has the wrong rank, channel count or dtype.
+
+    Source: Wu and He 2018, arXiv:1803.08494, equations (1), (2), (6) and (7).
+
+    >>> GroupNorm(2, 6)(torch.randn(4, 6, 5, 5)).shape
+    torch.Size([4, 6, 5, 5])
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        built(GroupNormSpec, channels=num_channels, groups=num_groups, eps=eps)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
+
+    @classmethod
+    def from_spec(cls, spec: GroupNormSpec, *, device: Any = None, dtype: Any = None) -> Self:
+        """The layer that obeys ``spec``."""
+        wanted = spec.scale or spec.offset
+        return cls(spec.groups, spec.channels, spec.eps, wanted, device, dtype, bias=spec.offset)._affine(spec)
+
+    @property
+    def spec(self) -> GroupNormSpec:
+        """The specification that the layer obeys now, from its attributes."""
+        return GroupNormSpec(
+            channels=self.num_channels,
+            groups=self.num_groups,
+            eps=self.eps,
+            scale=self.weight is not None,
+            offset=self.bias is not None,
+        )
+
+    def extra_repr(self) -> str:
+        return self._repr(super().extra_repr())
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and not sound(self.eps):
+            self.spec  # noqa: B018 (raises, and says why)
+        check("GroupNorm", input, self.num_channels, self.num_groups, self.weight)
+        if input.numel() == self.num_groups:
+            raise InputError(
+                f"GroupNorm: input of shape {list(input.shape)} has one value per group of its only sample; give more"
+            )
+        return normalize(input, self.num_groups, self.weight, self.bias, self.eps)

@@ -1,0 +1,120 @@
+"""Root mean square normalization for PyTorch."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from crossnorm.spec import Mode, RMSNormSpec
+
+from ._base import Layer, built, check_dtype, check_normalized, sound
+
+
+def normalize(x: Tensor, shape: list[int], scale: Tensor | None, eps: float) -> Tensor:
+    """Divide by the root mean square of the trailing dimensions ``shape``, in float32 at least.
+
+    The reciprocal root is taken of a number near 1, so that its derivative, a third power, does not underflow.
+    """
+    axes = list(range(x.dim() - len(shape), x.dim()))
+    wide = x if x.dtype == torch.float64 else x.float()
+    square = (wide * wide).mean(axes, keepdim=True)
+    factor = (square.detach() + eps).rsqrt()
+    factor = factor * ((square + eps) * (factor * factor)).rsqrt()
+    y = wide * factor
+    if scale is not None:
+        y = y * scale
+    return y.to(x.dtype)
+
+
+def rms_norm(
+    spec: RMSNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and (empty) state of RMS normalization, as `crossnorm.spec.RMSNormSpec` defines it; nothing is mutated.
+
+    Args:
+        spec: the specification.
+        x: (*batch, *normalized), floating point.
+        parameters: ``"scale"``, (*normalized), as far as the specification has it.
+        state: returned as it is; there is none.
+        mode: has no influence.
+
+    Raises:
+        ShapeError: the input does not end in the normalized shape.
+        DtypeError: an integer input, or dtypes that do not go together.
+
+    >>> from crossnorm.spec import TRAIN
+    >>> rms_norm(RMSNormSpec(shape=2, scale=False, eps=0.0), torch.tensor([[2.0, 2.0]]), {}, {}, TRAIN)
+    (tensor([[1., 1.]]), {})
+    """
+    check("rms_norm", x, list(spec.shape), parameters.get("scale"))
+    return normalize(x, list(spec.shape), parameters.get("scale"), spec.eps), dict(state)
+
+
+def check(who: str, x: Tensor, shape: list[int], scale: Tensor | None) -> None:
+    check_normalized(who, x, shape)
+    check_dtype(who, x, scale)
+
+
+def resolved(eps: float | None, dtype: torch.dtype) -> float:
+    """torch's ``eps=None``: the machine epsilon of the dtype that it computes in.
+
+    >>> resolved(None, torch.bfloat16) == 2.0 ** -23
+    True
+    """
+    if eps is not None:
+        return eps
+    return 2.0**-52 if dtype == torch.float64 else 2.0**-23
+
+
+class RMSNorm(Layer, nn.RMSNorm):
+    """Root mean square normalization: each sample is divided by the root mean square of its trailing dimensions.
+
+    ``y = weight * x / sqrt(average of x ** 2 + eps)``. Everything is as in `torch.nn.RMSNorm`, whose subclass this is:
+    arguments, parameters, checkpoints. ``eps=None`` is the machine epsilon of the dtype that it computes in.
+
+    Shapes: input and output (*batch, *normalized_shape), float16, bfloat16, float32 or float64; parameters of the same
+    dtype, or float32 beside half input.
+
+    Raises:
+        ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
+        ShapeError, DtypeError: the input has the wrong shape or dtype.
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467, equation (4), without its bias.
+
+    >>> RMSNorm(8).spec.eps == 2.0 ** -23
+    True
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        built(RMSNormSpec, shape=normalized_shape, eps=resolved(eps, torch.float32))
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+
+    @classmethod
+    def from_spec(cls, spec: RMSNormSpec, *, device: Any = None, dtype: Any = None) -> Self:
+        """The layer that obeys ``spec``."""
+        return cls(spec.shape, spec.eps, spec.scale, device, dtype)
+
+    @property
+    def spec(self) -> RMSNormSpec:
+        """The specification that the layer obeys now, from its attributes."""
+        dtype = torch.float32 if self.weight is None else self.weight.dtype
+        return RMSNormSpec(shape=self.normalized_shape, eps=resolved(self.eps, dtype), scale=self.weight is not None)
+
+    def extra_repr(self) -> str:
+        return self._repr(super().extra_repr())
+
+    def forward(self, x: Tensor) -> Tensor:
+        eps = resolved(self.eps, x.dtype)
+        if not torch.jit.is_scripting() and not sound(eps):
+            self.spec  # noqa: B018 (raises, and says why)
+        shape = list(self.normalized_shape)
+        check("RMSNorm", x, shape, self.weight)
+        return normalize(x, shape, self.weight, eps)
