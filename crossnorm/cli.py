@@ -95,6 +95,7 @@ def _markdown(spec: type) -> str:
 def _differences(method: str) -> Table:
     """One row for each value that a field takes; frameworks that agree share it."""
     table = _table("field", "is called, with the default", "by")
+    table.columns[1].no_wrap = True
     for field, cells in comparison(method).items():
         frameworks: dict[str, list[str]] = {}
         for framework, cell in cells.items():
@@ -183,6 +184,8 @@ def conformance(
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write every verdict to this file.")] = None,
 ) -> None:
     """Check every layer against the reference; exit status 0 only if nothing fails."""
+    for name in method or []:
+        spec_class(name)  # a typo is found before a framework is loaded
     missing = [name for name in ("pytest", "xdist", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         raise Unsupported(

@@ -1,0 +1,238 @@
+"""The command: readable at 80 columns, one sentence and exit status 2 on a mistake, working without any framework."""
+
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import crossnorm
+from crossnorm.cli import app
+from crossnorm.spec import FRAMEWORKS, PEERS, SPECS, comparison
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def words(text):
+    """The text of a table without its lines, to be searched across line breaks."""
+    return " ".join("".join(" " if character in "│┃┡┩├┤─━┏┓┳╇┼┴└┘•" else character for character in text).split())
+
+
+def one_sentence(result, *parts):
+    """Exit status 2, nothing on stdout, one line on stderr."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert all(part in result.stderr for part in parts), result.stderr
+
+
+# explain
+
+
+def test_explain_lists_the_methods(run):
+    result = run("explain")
+    assert result.exit_code == 0
+    for method, spec in SPECS.items():
+        assert method in result.stdout
+        assert spec.__name__ in result.stdout
+
+
+@pytest.mark.parametrize("method", SPECS)
+def test_explain_shows_the_formula_and_every_framework(run, method):
+    result = run("explain", method)
+    assert result.exit_code == 0
+    text = words(result.stdout)
+    formula = inspect.getdoc(SPECS[method]).partition("::\n\n")[2].partition("\n\n")[0]
+    for line in formula.splitlines():
+        assert words(line) in text
+    assert ">>>" not in text
+    assert "``" not in text
+    for framework, peer in PEERS[method].items():
+        assert framework in text
+        assert peer.name.split()[0] in text
+    for field, cells in comparison(method).items():
+        assert field in text
+        assert set(cells.values()) == {cell for cell in cells.values() if cell in text}
+
+
+@pytest.mark.parametrize("method", SPECS)
+def test_explain_shows_every_note_as_it_is_written(run, method):
+    """Square brackets included, which rich would take for markup. A note's lines all lie in the table's last column."""
+    lines = [line.rstrip("│ ").rpartition("│")[2].strip() for line in run("explain", method).stdout.splitlines()]
+    text = " ".join(lines)
+    for peer in PEERS[method].values():
+        for note in peer.notes:
+            assert note in text
+
+
+@pytest.mark.parametrize("arguments", [["explain"], *(["explain", method] for method in SPECS), ["--help"]])
+def test_nothing_is_wider_than_80_columns(run, arguments):
+    assert max(len(line) for line in run(*arguments).stdout.splitlines()) <= 80
+
+
+def test_explain_differences_are_grouped(run):
+    """Frameworks that agree share a row, so that the rows of a field are its differences."""
+    lines = [" ".join(line.replace("│", " ").split()) for line in run("explain", "batch_norm").stdout.splitlines()]
+    assert "decay momentum = 0.1 torch" in lines
+    assert "momentum = 0.99 keras, tf_keras2, flax" in lines
+    assert "running_variance unbiased (fixed) torch, tf_keras2, paper" in lines
+    assert "biased (fixed) keras, flax, onnx" in lines
+
+
+def test_explain_unknown_method(run):
+    one_sentence(run("explain", "no_norm"), "unknown method 'no_norm'", *SPECS)
+
+
+def test_debug_shows_the_traceback(run):
+    assert isinstance(run("--debug", "explain", "no_norm").exception, crossnorm.SpecError)
+    command = [sys.executable, "-c", "from crossnorm.cli import main; main()", "--debug", "explain", "no_norm"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" in result.stderr
+    assert result.returncode == 1
+
+
+# env
+
+
+def test_env_says_what_is_installed():
+    """In a process of its own, because it loads both frameworks."""
+    command = [sys.executable, "-c", "from crossnorm.cli import main; main()", "env"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = {cells[0]: cells[1:] for cells in (words(line).split() for line in result.stdout.splitlines()) if cells}
+    assert rows["numpy"][0] == np.__version__
+    assert rows["crossnorm"] == [crossnorm.__version__]
+    for name in ("torch", "keras"):
+        if importlib.util.find_spec(name):
+            assert rows[name][0].startswith(importlib.metadata.version(name).partition("+")[0])
+        else:
+            assert rows[name] == ["not", "installed"]
+    if importlib.util.find_spec("torch"):
+        assert "cpu" in rows["torch"]
+
+
+def test_env_without_any_framework(run, monkeypatch):
+    for name in ("torch", "tensorflow", "keras"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = run("env")
+    assert result.exit_code == 0
+    assert result.stdout.count("not installed") == 3
+
+
+def test_env_with_a_broken_framework(run, monkeypatch, tmp_path):
+    """What goes wrong when a framework is imported is what the user asks about."""
+    for name in ("tensorflow", "keras"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch_cpu.so[0]: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = run("env")
+    assert result.exit_code == 0
+    assert "torch broken OSError: libtorch_cpu.so[0]: cannot open shared object file" in words(result.stdout)
+
+
+# conformance
+
+
+@pytest.fixture
+def runner(monkeypatch):
+    """Stands in for the suite's runner and remembers how it was called."""
+    module = types.ModuleType("crossnorm_conformance.runner")
+    module.calls, module.status, module.error = [], 0, None
+
+    def fake(**arguments):
+        module.calls.append(arguments)
+        if module.error:
+            raise module.error
+        return module.status
+
+    module.run = fake
+    monkeypatch.setitem(sys.modules, "crossnorm_conformance.runner", module)
+    return module
+
+
+def test_conformance_defaults(run, runner):
+    assert run("conformance").exit_code == 0
+    assert runner.calls == [{"methods": [], "implementations": [], "devices": [], "workers": 1, "seed": 0, "json": None}]
+
+
+def test_conformance_options(run, runner, tmp_path):
+    path = tmp_path / "checks.json"
+    options = "--method batch_norm --method rms_norm --implementation a --implementation p.m:o --device cpu --device cuda"
+    result = run("conformance", *options.split(), "--seed", "7", "-n", "2", "--json", str(path))
+    assert result.exit_code == 0, result.output
+    assert runner.calls == [
+        {
+            "methods": ["batch_norm", "rms_norm"],
+            "implementations": ["a", "p.m:o"],
+            "devices": ["cpu", "cuda"],
+            "workers": 2,
+            "seed": 7,
+            "json": path,
+        }
+    ]
+
+
+def test_conformance_exit_status(run, runner):
+    runner.status = 1
+    assert run("conformance").exit_code == 1
+
+
+def test_conformance_error_is_one_sentence(run, runner):
+    runner.error = crossnorm.CrossnormError("conformance: unknown device 'abacus'; the devices are cpu, cuda")
+    one_sentence(run("conformance", "--device", "abacus"), "unknown device 'abacus'")
+
+
+def test_conformance_without_its_extra(run, runner, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xdist", None)
+    one_sentence(run("conformance"), "xdist not installed", "python -m pip install 'crossnorm[conformance]'")
+    assert runner.calls == []
+
+
+@pytest.mark.parametrize("options", [["-n", "0"], ["--seed", "-1"], ["--json", "."], ["--no-such-option"]])
+def test_conformance_bad_options(run, runner, options):
+    result = run("conformance", *options)
+    assert result.exit_code == 2
+    assert options[0] in result.stderr
+    assert runner.calls == []
+
+
+def test_the_runner_takes_what_the_command_passes(run, runner):
+    """The stand-in above must not hide a change of the real one."""
+    run("conformance")
+    path = ROOT / "conformance/crossnorm_conformance/runner.py"
+    namespace = {}
+    source = path.read_text()
+    header = source[source.index("def run(") :].partition(" -> int:")[0]
+    exec(f"from __future__ import annotations\n{header}: ...", namespace)
+    assert list(inspect.signature(namespace["run"]).parameters) == list(runner.calls[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--method", "no_norm"), ("--implementation", "no-such-thing"), ("--device", "abacus")]
+)
+def test_conformance_unknown_names(option, value):
+    """The real suite: unknown names are one sentence, after whatever a framework logs when it is loaded."""
+    command = [sys.executable, "-c", "from crossnorm.cli import main; main()", "conformance", option, value]
+    environment = {**os.environ, "PYTHONPATH": "conformance"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert repr(value) in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_frameworks_of_the_command_are_those_of_the_presets():
+    assert {framework for peers in PEERS.values() for framework in peers} == set(FRAMEWORKS)
