@@ -98,6 +98,6 @@ def _label(case: tuple[NormSpec, tuple[int, ...], Mode]) -> str:
     return "-".join([spec.method, *fields, names or "plain", "x".join(map(str, shape)), switches])
 
 
-@pytest.fixture(scope="session", params=_combinations(), ids=_label)
+@pytest.fixture(params=_combinations(), ids=_label)
 def case(request: pytest.FixtureRequest) -> tuple[NormSpec, tuple[int, ...], Mode]:
     return request.param

@@ -32,12 +32,12 @@ FIELDS = {
 }
 
 
-@pytest.fixture(scope="session", params=SPECS)
+@pytest.fixture(params=SPECS)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def specifications(method: str) -> list[crossnorm.NormSpec]:
     """Every combination of the field values above."""
     fields = FIELDS[method]
