@@ -33,7 +33,10 @@ REGIMES = (
 )
 
 _SPREAD = {"float32": 1e15, "bfloat16": 1e15, "float64": 1e100, "float16": 1e3}
+# The gain lies just within the range, so that outputs leave it. The spread keeps scale / sqrt(variance), an intermediate
+# result of every fused kernel, inside.
 _OVERFLOW_GAIN = 0.8
+_OVERFLOW_SPREAD = 64.0
 _OVERFLOW_UPSTREAM = {"float32": 1e-30, "bfloat16": 1e-30, "float64": 1e-300, "float16": 1e-3}
 
 
@@ -152,7 +155,7 @@ def _offset_and_spread(case: Case, random: np.random.Generator) -> tuple[Array, 
         "offset_1e2": 1e2,
         "offset_1e4": 1e4,
     }
-    spreads = {"small": 1 / _SPREAD[case.dtype], "large": _SPREAD[case.dtype]}
+    spreads = {"small": 1 / _SPREAD[case.dtype], "large": _SPREAD[case.dtype], "overflow": _OVERFLOW_SPREAD}
     if case.regime == "mixed":
         decades = 2 if case.dtype == "float16" else 3
         signs = random.choice((-1.0, 1.0), ones.shape)

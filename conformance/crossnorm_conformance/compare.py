@@ -1,4 +1,4 @@
-"""From a case and an implementation to checks: the oracle's answer, the implementation's, and the distance in rounding units."""
+"""From a case and an implementation to checks: the oracle's answer, the implementation's, the distance in rounding units."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -77,7 +77,9 @@ def oracle(case: Case, seed: int) -> Oracle:
         return quantities
 
     narrow = ("y", "dx")
-    exact, units = rounding.unit(evaluate, arrays.oracle(case.dtype), arrays.dtypes, _Stored(case.dtype, narrow), case.seed(seed))
+    exact, units = rounding.unit(
+        evaluate, arrays.oracle(case.dtype), arrays.dtypes, _Stored(case.dtype, narrow), case.seed(seed)
+    )
     stored = {key: _Stored(case.dtype, narrow)[key] for key in exact}
     return Oracle(arrays, exact, units, stored)
 
@@ -94,7 +96,9 @@ class _Stored(dict[Any, str]):
 
 
 @lru_cache(maxsize=16)
-def outcome(implementation: str, case: Case, execution: str, device: str, seed: int) -> dict[tuple[int, str], Result] | Exception:
+def outcome(
+    implementation: str, case: Case, execution: str, device: str, seed: int
+) -> dict[tuple[int, str], Result] | Exception:
     """Run an implementation on a case; what it raises is its answer."""
     try:
         return load(implementation).run(case, oracle(case, seed).arrays, execution, device)
@@ -121,7 +125,7 @@ def check_quantities(
         "execution": execution,
         "device": device,
     }
-    expected = [key for key in _keys(case) if key[1] in QUANTITIES[question] and implementation.shows(key[1])]
+    expected = [key for key in keys_of(case) if key[1] in QUANTITIES[question] and implementation.shows(case, key[1])]
     reason = implementation.unsupported(case, device)
     if reason:
         return [Check(**labels, quantity=q, step=s, verdict=UNSUPPORTED, reason=reason) for s, q in expected]
@@ -173,8 +177,8 @@ def check_agreement(
     }
     keys = [
         (step, name)
-        for step, name in _keys(case)
-        if all(implementation.shows(name) for implementation in pair)
+        for step, name in keys_of(case)
+        if all(implementation.shows(case, name) for implementation in pair)
         and (name not in RUNNING_STATISTICS or case.updates(step))
     ]
     reason = "; ".join(f"{i.name}: {why}" for i in pair if (why := i.unsupported(case, device)))
@@ -202,7 +206,7 @@ def check_agreement(
     return checks
 
 
-def _keys(case: Case) -> list[tuple[int, str]]:
+def keys_of(case: Case) -> list[tuple[int, str]]:
     """Every (step, quantity) that the case has, without running anything."""
     keys = []
     for step, _ in case.steps:

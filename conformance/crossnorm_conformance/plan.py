@@ -65,6 +65,4 @@ class Plan:
 
     def faults(self) -> list[tuple[object, Implementation]]:
         """Every fault with every implementation."""
-        return [
-            (fault, load(name)) for method in self.methods for fault in faults_of(method) for name in self.implementations
-        ]
+        return [(fault, load(name)) for method in self.methods for fault in faults_of(method) for name in self.implementations]

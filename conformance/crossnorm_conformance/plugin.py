@@ -51,7 +51,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     makers: dict[str, Callable[[Plan], list[Any]]] = {"run": _runs, "pair": _pairs, "misuse": _misuses}
     for name in makers.keys() & set(metafunc.fixturenames):
         items = makers[name](_plan(metafunc.config))
-        metafunc.parametrize(name, [pytest.param(value, id=id, marks=pytest.mark.xdist_group(group)) for value, id, group in items])
+        metafunc.parametrize(
+            name, [pytest.param(value, id=id, marks=pytest.mark.xdist_group(group)) for value, id, group in items]
+        )
 
 
 def _runs(plan: Plan) -> list[tuple[Any, str, str]]:

@@ -50,7 +50,9 @@ def register(implementation: str) -> tuple[Deviation, ...]:
     for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("deviation", []):
         missing = {"cases", "reason", "link"} - set(entry)
         if missing:
-            raise SuiteError(f"{path.name}: an entry lacks {', '.join(sorted(missing))}; every deviation has cases, a reason and a link")
+            raise SuiteError(
+                f"{path.name}: an entry lacks {', '.join(sorted(missing))}; every deviation has cases, a reason and a link"
+            )
         selectors = {name: tuple(entry[name]) for name in entry if name not in ("cases", "reason", "link")}
         deviations += [Deviation(implementation, glob, entry["reason"], entry["link"], **selectors) for glob in entry["cases"]]
     return tuple(deviations)
@@ -80,12 +82,13 @@ def stale(implementations: Iterable[str], checks: list[Check], whole: set[str]) 
             reach = {case for case in whole if fnmatchcase(case, deviation.cases)}
             if not reach:
                 complaints.append(f"registers/{name}.toml: {deviation.cases!r} matches no case; delete or mend the entry")
-            elif reach <= run and any(_any(device, deviation.devices) for device in present):
-                if not any(deviation.covers(check) for check in own):
-                    complaints.append(
-                        f"registers/{name}.toml: {deviation.cases!r} ({deviation.reason}) matches no failing check any more; "
-                        "delete or narrow the entry"
-                    )
+                continue
+            judged = reach <= run and any(_any(device, deviation.devices) for device in present)
+            if judged and not any(deviation.covers(check) for check in own):
+                complaints.append(
+                    f"registers/{name}.toml: {deviation.cases!r} ({deviation.reason}) matches no failing check any more; "
+                    "delete or narrow the entry"
+                )
     return complaints
 
 

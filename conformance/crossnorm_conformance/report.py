@@ -49,11 +49,12 @@ class Report:
         return {verdict: counted[verdict] for verdict in (PASS, KNOWN, UNSUPPORTED, FAIL)}
 
     def cells(self) -> dict[tuple[str, str], dict[str, list[Check]]]:
-        """The checks of each (method, implementation), by question."""
+        """The checks of each (method, implementation), by question. An agreement stands in the rows of both."""
         cells: dict[tuple[str, str], dict[str, list[Check]]] = {}
         for check in self.checks:
-            row = cells.setdefault((check.method, check.implementation), {})
-            row.setdefault(check.question, []).append(check)
+            for implementation in check.implementation.split(" = "):
+                row = cells.setdefault((check.method, implementation), {})
+                row.setdefault(check.question, []).append(check)
         return {key: cells[key] for key in sorted(cells, key=self._order)}
 
     def axis_counts(self) -> dict[str, dict[str, Counter[str]]]:
@@ -96,16 +97,18 @@ class Report:
 
     def render(self, console: Console) -> None:
         """Print the failures, the matrix, the counts, and what the run was made of."""
-        self._failures(console)
-        for devices in self.plan.devices:
-            console.print(self._matrix(devices))
-        console.print(
-            "A cell: the worst error in rounding units (a sound layer has single digits; more than 32 fails, parameter\n"
-            "gradients of n terms more than sqrt(n)), then *n known deviations of a native layer, !n failures."
-        )
+        console.print("checks per axis value", style="bold")
         for method, axes in self.axis_counts().items():
             for axis, counts in axes.items():
-                console.print(f"{method} {axis}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
+                console.print(f"  {method} {axis}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
+        self._failures(console)
+        for device in self.plan.devices:
+            console.print(self._matrix(device))
+        console.print(
+            "A cell: the worst error in rounding units; *n known deviations (see the native's register), !n failures.\n"
+            "More than 32 units is a failure, for a parameter's gradient that sums n terms more than max(32, sqrt(n)).\n"
+            "agreement: the framework's layer against its counterpart in the other framework, directly."
+        )
         versions = ", ".join(f"{name} {version}" for name, version in self.versions().items())
         console.print(f"{versions}; devices {', '.join(self.plan.devices)}; seed {self.plan.seed}")
         counts = self.counts()
@@ -116,7 +119,9 @@ class Report:
     def _failures(self, console: Console, most: int = 20) -> None:
         failed = [check for check in self.checks if check.verdict == FAIL]
         for c in failed[:most]:
-            console.print(f"FAIL {c.implementation} [{c.execution}, {c.device}] {c.case} {c.quantity} step {c.step}: {c.reason}")
+            console.print(
+                f"FAIL {c.implementation} [{c.execution}, {c.device}] {c.case} {c.quantity} step {c.step}: {c.reason}"
+            )
         if len(failed) > most:
             console.print(f"... and {len(failed) - most} more failing checks")
 
@@ -135,9 +140,12 @@ class Report:
             method = name
         return table
 
-    def _order(self, key: tuple[str, str]) -> tuple[int, int, int]:
-        names = key[1].split(" = ")
-        return self.plan.methods.index(key[0]), len(names), self.plan.implementations.index(names[0])
+    def _order(self, key: tuple[str, str]) -> tuple[int, int]:
+        return self.plan.methods.index(key[0]), self.plan.implementations.index(key[1])
+
+
+def _round(units: float) -> str:
+    return f"{units:.1f}" if units < 100 else f"{units:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def _cell(checks: list[Check]) -> str:
@@ -148,7 +156,7 @@ def _cell(checks: list[Check]) -> str:
         return "no device" if all("no device" in check.reason for check in checks) else "unsupported"
     units = [check.units for check in compared if check.units is not None]
     counts = Counter(check.verdict for check in compared)
-    text = f"{max(units):.3g}" if units else "ok" if counts[PASS] else ""
+    text = f"{_round(max(units))}" if units else "ok" if counts[PASS] else ""
     known = f" *{counts[KNOWN]}" if counts[KNOWN] else ""
     failed = f" !{counts[FAIL]}" if counts[FAIL] else ""
     return (text + known + failed).strip()

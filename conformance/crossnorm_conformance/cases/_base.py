@@ -49,12 +49,16 @@ class Axes:
             "execution": EXECUTIONS,
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows in which every pair of axis values meets."""
+        return covering_rows(self.values())
+
 
 def cover(axes: Axes, build: Any) -> list[Case]:
     """Cases in which every pair of axis values meets. ``build(variant, shape, regime)`` gives the specification and the
     shape, which the regime may have changed (a batch of one, say)."""
     cases: dict[str, Case] = {}
-    for row in covering_rows(axes.values()):
+    for row in axes.rows():
         execution = row.pop("execution")
         spec, shape = build(row["variant"], row["shape"], row["regime"])
         case = Case(**{**row, "spec": spec, "shape": shape, "executions": (execution,)})
@@ -77,9 +81,7 @@ def channels_of(
     return _with_gain(variant, regime) | {"channels": shape[1]}, shape
 
 
-def normalized_of(
-    variant: Mapping[str, Any], shape: tuple[int, ...], regime: str
-) -> tuple[dict[str, Any], tuple[int, ...]]:
+def normalized_of(variant: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[dict[str, Any], tuple[int, ...]]:
     """The same for (*batch, *normalized); the entry ``dimensions`` of the variant says how many are normalized."""
     fields = _with_gain(variant, regime)
     dimensions = fields.pop("dimensions")
@@ -96,7 +98,9 @@ def _with_gain(variant: Mapping[str, Any], regime: str) -> dict[str, Any]:
     return {**variant, "scale": True} if regime == "overflow" else dict(variant)
 
 
-def default_cases(method: str, size: tuple[int, ...], frameworks: Sequence[str] = ("torch", "keras"), **fields: Any) -> list[Case]:
+def default_cases(
+    method: str, size: tuple[int, ...], frameworks: Sequence[str] = ("torch", "keras"), **fields: Any
+) -> list[Case]:
     """For each framework one case that omits every argument."""
     return [
         Case(

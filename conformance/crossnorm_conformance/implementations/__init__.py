@@ -58,7 +58,7 @@ class Implementation(Protocol):
     def executions(self) -> tuple[str, ...]:
         """How it can run: ``"eager"``, ``"function"``."""
 
-    def shows(self, quantity: str) -> bool:
+    def shows(self, case: Case, quantity: str) -> bool:
         """Whether the quantity can be seen from outside at all."""
 
     def unsupported(self, case: Case, device: str) -> str:
@@ -85,18 +85,26 @@ _BUILT_IN = {
 def installed(names: Sequence[str] = ()) -> list[str]:
     """The implementations to run: those named, or all whose framework is installed."""
     if names:
-        return [load(name).name if ":" not in name else name for name in dict.fromkeys(names)]
+        return [load(name).name for name in dict.fromkeys(names)]
     found = [name for name, (framework, _) in _BUILT_IN.items() if find_spec(framework)]
-    return found + [point.name for point in entry_points(group="crossnorm.implementations")]
+    return found + [load(point.name).name for point in entry_points(group="crossnorm.implementations")]
+
+
+# A third party's implementation is asked for by the place where it lies, and known by its own name from then on.
+_third_parties: dict[str, Implementation] = {}
 
 
 @cache
 def load(name: str) -> Implementation:
     """The implementation of a name; an unknown one, or one whose framework is missing, is a `SuiteError`."""
+    if name in _third_parties:
+        return _third_parties[name]
     if name in _BUILT_IN:
         framework, module = _BUILT_IN[name]
         if not find_spec(framework):
-            raise SuiteError(f'implementation {name!r} needs {framework}, which is not installed; pip install "crossnorm[{framework}]"')
+            raise SuiteError(
+                f'implementation {name!r} needs {framework}, which is not installed; pip install "crossnorm[{framework}]"'
+            )
         implementation: Implementation = import_module(f"{__name__}.{module}").IMPLEMENTATION
         return implementation
     points = {point.name: point for point in entry_points(group="crossnorm.implementations")}
@@ -111,4 +119,5 @@ def load(name: str) -> Implementation:
             found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SuiteError(f"implementation {name!r} cannot be loaded ({error}); check the module and the object") from None
+    _third_parties[found.name] = found
     return found

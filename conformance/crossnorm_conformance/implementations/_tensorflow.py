@@ -14,7 +14,7 @@ from ..case import Arrays, Case
 from ..cases import Fault
 from . import Misuse, Result
 
-STATE = {"running_mean": "moving_mean", "running_variance": "moving_variance"}
+STATE = {"running_mean": "moving_mean", "running_variance": "moving_variance", "batches_tracked": "batches_tracked"}
 PARAMETERS = {"scale": ("gamma", "scale"), "offset": ("beta",)}
 POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
 
@@ -48,15 +48,16 @@ class TensorFlowImplementation:
     def executions(self) -> tuple[str, ...]:
         return ("eager", "function")
 
-    def shows(self, quantity: str) -> bool:
-        return quantity != "batches_tracked"
+    def shows(self, case: Case, quantity: str) -> bool:
+        # Keras counts batches only where an average over all of them needs the number.
+        return quantity != "batches_tracked" or getattr(case.spec, "decay", 0) is None
 
     def unsupported(self, case: Case, device: str) -> str:
-        if device not in self.devices():
-            return f"no device {device}"
-        if case.layout == "strided":
-            return "TensorFlow tensors have no strides"
-        return ""
+        return self.lacks(case) if device in self.devices() else f"no device {device}"
+
+    def lacks(self, case: Case) -> str:
+        """What TensorFlow or the layer has no means for; empty if it has."""
+        return "TensorFlow tensors have no strides" if case.layout == "strided" else ""
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
         with tf.device("/GPU:0" if device == "cuda" else "/CPU:0"):
@@ -78,7 +79,7 @@ class TensorFlowImplementation:
                     for parameter in case.spec.parameters if case.mode != "frozen" else ():
                         results[step, f"d{parameter.name}"] = _result(gradients[_weight(layer, parameter.name).path])
                 for array in case.spec.state:
-                    if self.shows(array.name):
+                    if self.shows(case, array.name):
                         results[step, array.name] = _result(getattr(layer, STATE[array.name]).value)
             return results
 
@@ -189,7 +190,7 @@ def _load(layer: keras.layers.Layer, arrays: Arrays) -> None:
         if role in arrays.values:
             _weight(layer, role).assign(arrays.values[role])
     for role, name in STATE.items():
-        if role in arrays.values:
+        if role in arrays.values and getattr(layer, name, None) is not None:
             getattr(layer, name).assign(arrays.values[role])
 
 

@@ -64,15 +64,15 @@ class TorchImplementation:
     def executions(self) -> tuple[str, ...]:
         return ("eager",)
 
-    def shows(self, quantity: str) -> bool:
+    def shows(self, case: Case, quantity: str) -> bool:
         return True
 
     def unsupported(self, case: Case, device: str) -> str:
-        if device not in self.devices():
-            return f"no device {device}"
-        if case.layout == "leading":
-            return "torch normalises trailing dimensions only"
-        return ""
+        return self.lacks(case) if device in self.devices() else f"no device {device}"
+
+    def lacks(self, case: Case) -> str:
+        """What torch or the layer has no means for; empty if it has."""
+        return "torch normalises trailing dimensions only" if case.layout == "leading" else ""
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
         layer = self.build(case).to(device)

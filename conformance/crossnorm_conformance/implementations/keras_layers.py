@@ -32,7 +32,7 @@ class KerasLayers(TensorFlowImplementation):
             arguments["rms_scaling"] = True
         return cls(**extra, **arguments, axis=axis_of(case), dtype=policy(case))
 
-    def unsupported(self, case: Case, device: str) -> str:
+    def lacks(self, case: Case) -> str:
         spec = case.spec
         if isinstance(spec, BatchNormSpec):
             if not spec.tracked:
@@ -45,7 +45,7 @@ class KerasLayers(TensorFlowImplementation):
             return "keras.layers has no instance normalization with moving statistics"
         if spec.method == "rms_norm" and not spec.scale:
             return "keras.layers.RMSNormalization always has a scale"
-        return super().unsupported(case, device)
+        return super().lacks(case)
 
     def inexpressible(self, fault: Fault) -> str:
         if fault.spec.method == "instance_norm" and "decay" in fault.arguments:

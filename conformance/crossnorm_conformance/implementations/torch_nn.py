@@ -31,7 +31,7 @@ class TorchNN(TorchImplementation):
             arguments = {name: arguments[name] for name in required if name in arguments}
         return cls(**arguments)
 
-    def unsupported(self, case: Case, device: str) -> str:
+    def lacks(self, case: Case) -> str:
         spec = case.spec
         if not spec.scale and getattr(spec, "offset", False):
             return "torch.nn has no offset without a scale"
@@ -48,7 +48,7 @@ class TorchNN(TorchImplementation):
             return "torch.nn refuses one value per statistic"
         if spec.method == "group_norm" and case.values_per_group == 1 and case.shape[0] == 1:
             return "torch.nn.GroupNorm refuses one value per group in a batch of one"
-        return super().unsupported(case, device)
+        return super().lacks(case)
 
 
 IMPLEMENTATION = TorchNN()

@@ -1,0 +1,110 @@
+"""The suite's own promises: what the default run covers, and that ours need no register."""
+
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+
+from crossnorm import CrossnormError
+from crossnorm.spec import SPECS
+from crossnorm_conformance.case import TRAINING_STEPS
+from crossnorm_conformance.cases import axes_of, cases_of, faults_of, methods
+from crossnorm_conformance.compare import keys_of
+from crossnorm_conformance.covering import pairs, pairs_of
+from crossnorm_conformance.implementations import installed, load
+from crossnorm_conformance.plan import Plan
+from crossnorm_conformance.register import register
+
+
+@pytest.mark.parametrize("method", SPECS)
+def test_the_default_run_covers_every_pair_of_axis_values(method):
+    axes = axes_of(method)
+    covered = set()
+    for row in axes.rows():
+        covered |= pairs_of(row)
+    assert covered == pairs(axes.values())
+    # A row that the regime has changed keeps its labels; only its shape differs.
+    assert {row["regime"] for row in axes.rows()} == {case.regime for case in cases_of(method)}
+
+
+@pytest.mark.parametrize("method", SPECS)
+def test_case_ids_are_unique_and_readable(method):
+    ids = Counter(case.id for case in cases_of(method))
+    assert max(ids.values()) == 1
+    assert all(id.startswith(method) and len(id.split("-")) == 7 for id in ids)
+
+
+@pytest.mark.parametrize("method", SPECS)
+def test_every_method_has_a_case_that_omits_every_argument_and_bad_input(method):
+    assert any(case.defaults for case in cases_of(method))
+    assert {"wrong_rank", "integer_dtype", "eps_nan"} <= {fault.name for fault in faults_of(method)}
+
+
+def test_training_cases_have_three_steps_and_then_inference():
+    for case in cases_of("batch_norm"):
+        if case.mode == "train":
+            modes = [mode.update_running for _, mode in case.steps]
+            assert modes == [True] * TRAINING_STEPS + [False]
+
+
+def test_the_default_run_of_the_four_implementations_has_at_least_2000_checks():
+    pytest.importorskip("torch", reason="counts the checks of both frameworks")
+    pytest.importorskip("tensorflow", reason="counts the checks of both frameworks")
+    plan = Plan.of((), (), ("cpu",), 0)
+    count = sum(
+        len([key for key in keys_of(case) if implementation.shows(case, key[1])])
+        for case in plan.cases()
+        for implementation, _, device in plan.runs(case)
+        if not implementation.unsupported(case, device)
+    )
+    assert count >= 2000
+
+
+def test_the_registers_of_our_own_layers_are_empty():
+    assert register("crossnorm-torch") == ()
+    assert register("crossnorm-tensorflow") == ()
+    names = {path.name for path in (files("crossnorm_conformance") / "registers").iterdir() if path.name.endswith(".toml")}
+    assert names == {"torch.nn.toml", "keras.layers.toml"}
+
+
+def test_every_deviation_has_a_reason_and_a_link():
+    for name in ("torch.nn", "keras.layers"):
+        assert register(name)
+        for deviation in register(name):
+            assert len(deviation.reason) > 20
+            assert deviation.link.startswith("https://")
+
+
+@pytest.mark.parametrize("name", installed())
+def test_ours_are_unsupported_only_where_the_framework_has_no_such_layout(name):
+    implementation = load(name)
+    if implementation.native is None:
+        pytest.skip(f"{name} is a native implementation: it lacks what it lacks")
+    reasons = {implementation.unsupported(case, "cpu") for method in SPECS for case in cases_of(method)}
+    assert reasons <= {"", "torch normalises trailing dimensions only", "TensorFlow tensors have no strides"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((("batch_nrom",), (), ()), "unknown method 'batch_nrom'"),
+        (((), ("torch_nn",), ()), "unknown implementation 'torch_nn'"),
+        (((), ("no.such.module:thing",), ()), "'no.such.module:thing' cannot be loaded"),
+        (((), (), ("tpu",)), "unknown device 'tpu'"),
+    ],
+)
+def test_unknown_names_are_one_clear_sentence(arguments, message):
+    with pytest.raises(CrossnormError, match=message):
+        Plan.of(*arguments, 0)
+
+
+def test_methods_without_names_are_all():
+    assert methods() == list(SPECS)
+
+
+@pytest.mark.parametrize("name", installed())
+def test_a_device_that_is_absent_is_unsupported_and_said_so(name):
+    implementation = load(name)
+    if "cuda" in implementation.devices():
+        pytest.skip("a GPU is present")
+    assert {implementation.unsupported(case, "cuda") for case in cases_of("group_norm")} == {"no device cuda"}
