@@ -1,4 +1,4 @@
-"""What the layers of this room share: errors, checks, the plain standardisation and the running average."""
+"""What the layers of this room share: errors, checks and the running average."""
 
 import math
 from typing import Any, ClassVar, Self
@@ -48,6 +48,7 @@ except ImportError as error:
 require(torch.__version__)
 
 from torch import Tensor, nn  # noqa: E402 (only after the check)
+from torch.autograd import forward_ad  # noqa: E402
 
 
 class Layer(nn.Module):
@@ -158,36 +159,57 @@ def channels_last(x: Tensor) -> bool:
     return x.dim() > 3 and x.size(1) > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
-def per_channel(values: Tensor, rank: int) -> Tensor:
+def watched(x: Tensor) -> bool:
+    """Whether somebody may ask for more than a backward pass: a compiler, a tracer, torch.func, forward mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or type(x) not in (Tensor, nn.Parameter)
+    )
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums and statistics: float32 at least."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def reciprocal_root(square: Tensor, eps: float) -> Tensor:
+    """``1 / sqrt(square + eps)``, as a root of a number near 1: its derivative, a third power, cannot underflow."""
+    root = (square.detach() + eps).rsqrt()
+    return root * ((square + eps) * (root * root)).rsqrt()
+
+
+def affine(xhat: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
+    """``scale * xhat + offset``, where the parameters broadcast."""
+    if scale is not None:
+        xhat = xhat * scale
+    if offset is not None:
+        xhat = xhat + offset
+    return xhat
+
+
+def per_channel(values: Tensor | None, rank: int) -> Tensor | None:
     """One value per channel, shaped to meet (batch, channel, *spatial)."""
-    return values.reshape([1, -1] + [1] * (rank - 2))
+    return None if values is None else values.reshape([1, -1] + [1] * (rank - 2))
 
 
-def moments(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``x - mean``, ``1 / sqrt(variance + eps)``, mean and variance over ``axes``, in plain differentiable steps.
+def standardize(
+    x: Tensor, scale: Tensor | None, offset: Tensor | None, axes: list[int], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``scale * (x - mean) / sqrt(variance + eps) + offset``, mean and variance over ``axes``, in plain differentiable steps.
 
-    They are at least float32. First a detached mean is taken away: ``x - mean`` does not depend on it, so that every derivative
-    stays exact, and what is left is small, so that its own mean is accurate. The root is taken of a number near 1, so that
-    its derivative, a third power, does not underflow.
+    First a detached mean is taken away: ``x - mean`` does not depend on it, so that every derivative stays exact, and what is
+    left is small, so that its own mean is accurate.
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    pilot = x.detach().mean(axes, keepdim=True, dtype=wide)
+    pilot = x.detach().mean(axes, keepdim=True, dtype=wide(x))
     centred = x - pilot
     rest = centred.mean(axes, keepdim=True)
     centred = centred - rest
     variance = (centred * centred).mean(axes, keepdim=True)
-    rstd = (variance.detach() + eps).rsqrt()
-    rstd = rstd * ((variance + eps) * (rstd * rstd)).rsqrt()
-    return centred, rstd, pilot + rest, variance
-
-
-def affine(xhat: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
-    """``scale * xhat + offset`` for per-channel arrays, in the dtype of ``xhat``."""
-    if scale is not None:
-        xhat = xhat * per_channel(scale, xhat.dim())
-    if offset is not None:
-        xhat = xhat + per_channel(offset, xhat.dim())
-    return xhat
+    y = affine(centred * reciprocal_root(variance, eps), scale, offset).to(x.dtype)
+    return y, (pilot + rest).detach(), variance.detach()
 
 
 def blend(old: Tensor, new: Tensor, momentum: float | None, batches: Tensor) -> Tensor:

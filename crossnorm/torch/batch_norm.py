@@ -11,17 +11,19 @@ from crossnorm.spec import BatchNormSpec, Mode
 from ._base import (
     InputError,
     Layer,
-    affine,
     blend,
     built,
     channels_last,
     check_channels,
     check_dtype,
     decay_of,
-    moments,
     momentum_of,
+    per_channel,
     positions,
     sound,
+    standardize,
+    watched,
+    wide,
 )
 
 
@@ -30,23 +32,108 @@ def normalize(
 ) -> Tensor:
     """Standardise ``x`` with its own statistics; ``mean`` and biased ``variance``, if given, receive them.
 
-    The native kernel where it is sound. On the CPU it is not: it adds up channels_last and float64 values one by one; it
-    evaluates ``a * x + b``, which cancels where a few values decide a channel or half input has lost its spread; it
-    forms the gradient of strided half input in half precision.
+    The native kernel where it is sound. It is not on the CPU for channels_last and float64, where it adds up values one by
+    one; nor where few values decide: it evaluates ``a * x + b``, which cancels for a pair of close values, and for half input
+    that has lost its spread. There a detached pilot is taken away first, on which the result does not depend.
     """
-    if x.is_cpu and (channels_last(x) or positions(x) < 8 or x.dtype != torch.float32):
-        axes = [0] + list(range(2, x.dim()))  # noqa: RUF005 (TorchScript has no starred lists)
-        centred, rstd, own_mean, own_variance = moments(x, axes, eps)
+    count = x.size(0) * positions(x)
+    half = x.dtype == torch.float16 or x.dtype == torch.bfloat16
+    if count == 1 or (x.is_cpu and not half and (channels_last(x) or x.dtype == torch.float64)):
+        y, own_mean, own_variance = _accurate(x, scale, offset, eps)
         if mean is not None and variance is not None:
-            mean.copy_(own_mean.detach().flatten())
-            variance.copy_(own_variance.detach().flatten())
-        return affine(centred * rstd, scale, offset).to(x.dtype)
-    y = torch.batch_norm(x, scale, offset, mean, variance, True, 1.0, eps, torch.backends.cudnn.enabled)
-    if variance is not None:
-        # With momentum 1 the kernel leaves the batch's own statistics there, the variance in its unbiased form.
-        count = x.numel() // x.size(1)
-        variance.mul_((count - 1) / count)
+            mean.copy_(own_mean.flatten())
+            variance.copy_(own_variance.flatten())
+        return y
+    pilot: Tensor | None = None
+    if count < 8 or (x.is_cpu and half):
+        # Rounded to the dtype of x: where that matters, x is so close to it that the difference is exact.
+        pilot = _pilot(x)
+        x = x - pilot
+    if mean is None or variance is None:
+        return torch.batch_norm(x, scale, offset, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
+    # With momentum 1 the kernel leaves the batch's own statistics, the variance in its unbiased form.
+    rest, unbiased = torch.zeros_like(mean), torch.zeros_like(variance)
+    y = torch.batch_norm(x, scale, offset, rest, unbiased, True, 1.0, eps, torch.backends.cudnn.enabled)
+    mean.copy_(rest if pilot is None else rest + pilot.flatten())
+    variance.copy_(unbiased * ((count - 1) / count))
     return y
+
+
+def _pilot(x: Tensor) -> Tensor:
+    """The mean of each channel; for half input 0 where it is not large, so that the subtraction loses nothing."""
+    x = x.detach()
+    axes = [0] + list(range(2, x.dim()))  # noqa: RUF005 (TorchScript has no starred lists)
+    mean = x.mean(axes, keepdim=True, dtype=wide(x))
+    if x.dtype == torch.float32 or x.dtype == torch.float64:
+        return mean
+    spread = (x[:1] - mean).abs().mean(axes, keepdim=True)  # one sample tells enough
+    return torch.where(mean.abs() > 8 * spread, mean, torch.zeros_like(mean)).to(x.dtype)
+
+
+def _accurate(x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, mean and variance with sums that keep their digits: by parts of the native kernel, or in plain steps."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks at this condition alone)
+        if not watched(x) and x.size(0) * positions(x) > 1:
+            return _Accurate.apply(x, scale, offset, eps)
+    axes = [0] + list(range(2, x.dim()))  # noqa: RUF005
+    return standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, eps)
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel: in up to 64 parts by the native kernel, which then are put together."""
+    channels = x.size(1)
+    if channels_last(x) and x.movedim(1, -1).is_contiguous():
+        rows = x.numel() // channels
+        parts = _divisor(rows)
+        view = x.movedim(1, -1).reshape(1, rows // parts, 1, parts * channels).permute(0, 3, 1, 2)
+        mean, variance = torch.batch_norm_update_stats(view, None, None, 0.0)
+        mean, variance = mean.view(parts, channels), variance.view(parts, channels)
+    else:
+        parts = _divisor(positions(x))
+        view = x.reshape(1, x.size(0) * channels * parts, -1)
+        mean, variance = torch.batch_norm_update_stats(view, None, None, 0.0)
+        mean, variance = (part.view(-1, channels, parts).movedim(2, 0).reshape(-1, channels) for part in (mean, variance))
+    whole = mean.mean(0)
+    return whole, (variance + (mean - whole).square()).mean(0)
+
+
+def _divisor(count: int) -> int:
+    """The largest divisor up to 64.
+
+    >>> _divisor(784)
+    56
+    """
+    return max(parts for parts in range(1, 65) if count % parts == 0)
+
+
+class _Accurate(torch.autograd.Function):
+    """The native kernels, given our statistics. A gradient of the gradient goes through the plain steps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean, variance = _statistics(x)
+        ctx.eps = eps
+        ctx.save_for_backward(x, scale, offset, mean, (variance + eps).rsqrt())
+        ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
+        return normalize_with(x, scale, offset, eps, mean, variance), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        x, scale, offset, mean, rstd = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if gradient is None:
+            return None, None, None, None
+        if torch.is_grad_enabled():
+            axes = [0, *range(2, x.dim())]
+            y, _, _ = standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, ctx.eps)
+            wanted = [tensor for tensor, need in zip((x, scale, offset), needed, strict=True) if need]
+            found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+            return *(next(found) if need else None for need in needed), None
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, scale, None, None, mean, rstd, True, ctx.eps, list(needed)
+        )
+        return *(found if need else None for found, need in zip(gradients, needed, strict=True)), None
 
 
 def normalize_with(

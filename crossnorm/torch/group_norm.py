@@ -17,25 +17,35 @@ from ._base import (
     channels_last,
     check_channels,
     check_dtype,
-    moments,
+    per_channel,
     positions,
     sound,
+    standardize,
+    wide,
 )
 
 
 def normalize(x: Tensor, groups: int, scale: Tensor | None, offset: Tensor | None, eps: float) -> Tensor:
     """Standardise each group of each sample.
 
-    The native kernel where it is sound. Its channels_last version on the CPU is not (``E[x^2] - E[x]^2``): there the input
-    is made contiguous first. It evaluates ``a * x + b``, which cancels where a few values make a group.
+    The native kernel where it is sound. On the CPU it is not for channels_last (``E[x^2] - E[x]^2``), which is made contiguous
+    first, and float64 (values are added up one by one). Nowhere it is for groups of a few values, where ``a * x + b``, which it
+    evaluates, cancels. There a detached mean is taken away first, on which the result does not depend.
     """
+    channels_last_input = x.is_cpu and channels_last(x)
+    if channels_last_input:
+        x = x.contiguous()
     if x.size(1) // groups * positions(x) < 8:
-        centred, rstd, _, _ = moments(x.reshape(x.size(0), groups, -1), [2], eps)
-        return affine((centred * rstd).reshape(x.shape), scale, offset).to(x.dtype)
-    if x.is_cpu and channels_last(x) and (x.dtype == torch.float32 or x.dtype == torch.float64):
-        y = torch.group_norm(x.contiguous(), groups, scale, offset, eps, torch.backends.cudnn.enabled)
-        return y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-    return torch.group_norm(x, groups, scale, offset, eps, torch.backends.cudnn.enabled)
+        y, _, _ = standardize(x.to(wide(x)).reshape(x.size(0), groups, -1), None, None, [2], eps)
+        y = affine(y.reshape(x.shape), per_channel(scale, x.dim()), per_channel(offset, x.dim())).to(x.dtype)
+    else:
+        if x.is_cpu and x.dtype == torch.float64:
+            grouped = x.reshape(x.size(0), groups, -1)
+            x = (grouped - grouped.detach().mean(2, keepdim=True)).reshape(x.shape)
+        y = torch.group_norm(x, groups, scale, offset, eps, torch.backends.cudnn.enabled)
+    if channels_last_input:
+        y = y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+    return y
 
 
 def group_norm(

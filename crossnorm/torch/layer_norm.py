@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossnorm.spec import LayerNormSpec, Mode
 
-from ._base import Layer, built, check_dtype, check_normalized, moments, sound
+from ._base import Layer, affine, built, check_dtype, check_normalized, reciprocal_root, sound, wide
 
 
 def normalize(
@@ -21,17 +21,15 @@ def normalize(
     """
     axes = list(range(x.dim() - len(shape), x.dim()))
     if not subtract_mean:
-        _, rstd, _, _ = moments(x, axes, eps)
-        y = x * rstd
-        if scale is not None:
-            y = y * scale
-        if offset is not None:
-            y = y + offset
-        return y.to(x.dtype)
+        numbers = x.to(wide(x))
+        centred = numbers - numbers.detach().mean(axes, keepdim=True)
+        centred = centred - centred.mean(axes, keepdim=True)
+        root = reciprocal_root((centred * centred).mean(axes, keepdim=True), eps)
+        return affine(numbers * root, scale, offset).to(x.dtype)
     size = 1
     for extent in shape:
         size *= extent
-    if size < 64 and (x.dtype == torch.float32 or x.dtype == torch.float64):
+    if size < 16 and x.requires_grad and (x.dtype == torch.float32 or x.dtype == torch.float64):
         x = x - x.detach().mean(axes, keepdim=True)
     return torch.layer_norm(x, shape, scale, offset, eps, torch.backends.cudnn.enabled)
 

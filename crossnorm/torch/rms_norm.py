@@ -8,23 +8,19 @@ from torch import Tensor, nn
 
 from crossnorm.spec import Mode, RMSNormSpec
 
-from ._base import Layer, built, check_dtype, check_normalized, sound
+from ._base import Layer, affine, built, check_dtype, check_normalized, reciprocal_root, sound, wide
 
 
 def normalize(x: Tensor, shape: list[int], scale: Tensor | None, eps: float) -> Tensor:
-    """Divide by the root mean square of the trailing dimensions ``shape``, in float32 at least.
+    """Divide by the root mean square of the trailing dimensions ``shape``.
 
-    The reciprocal root is taken of a number near 1, so that its derivative, a third power, does not underflow.
+    The native kernel where nobody asks for the gradient of ``x``, which underflows there for large inputs.
     """
-    axes = list(range(x.dim() - len(shape), x.dim()))
-    wide = x if x.dtype == torch.float64 else x.float()
-    square = (wide * wide).mean(axes, keepdim=True)
-    factor = (square.detach() + eps).rsqrt()
-    factor = factor * ((square + eps) * (factor * factor)).rsqrt()
-    y = wide * factor
-    if scale is not None:
-        y = y * scale
-    return y.to(x.dtype)
+    if not x.requires_grad:
+        return torch.rms_norm(x, shape, scale, eps)
+    numbers = x.to(wide(x))
+    square = (numbers * numbers).mean(list(range(x.dim() - len(shape), x.dim())), keepdim=True)
+    return affine(numbers * reciprocal_root(square, eps), scale, None).to(x.dtype)
 
 
 def rms_norm(
