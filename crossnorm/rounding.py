@@ -147,7 +147,7 @@ def in_units(got: Array, quantity: Any, unit: Array, stored: str) -> Array:
         beyond = np.abs(want) > limit
         want = np.where(beyond, np.copysign(np.inf, want), want)
         error = np.abs(got - want)
-        units = np.where(error == 0, 0.0, np.asarray(error / unit, np.float64))
+        units = np.asarray(error / unit, np.float64)
         same = (got == want) | (np.isnan(got) & np.isnan(want))
         near = np.isinf(got) != np.isinf(want)
         edge = near & (np.abs(np.abs(quantity.comparable(quantity.value)) - limit) <= unit + limit * unit_roundoff(stored))
