@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# A product with ones adds up one value after the other. In blocks of this many the rounding errors stay small.
-_BLOCK = 128
+# A product with ones adds up one value after the other, and the rounding errors grow with their number. So up to this many
+# positions are laid side by side, in rows that stay within a processor's nearest memory, and added up last.
+_BLOCK = 64
+_WIDTH = 4096
 
 
 class Statistics(NamedTuple):
@@ -49,7 +51,8 @@ def channel_view(x: tf.Tensor, axis: int, instances: bool) -> tf.Tensor:
     )
 
 
-def row_sums_are_products() -> bool:
+def _products_are_exact() -> bool:
+    """Whether a product of matrices keeps all bits: an accelerator may round its factors first."""
     return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
 
@@ -60,21 +63,35 @@ def _ones_times(x: tf.Tensor) -> tf.Tensor:
 
 def _column_sums(x: tf.Tensor) -> tf.Tensor:
     """The sums over axis 1 of a tensor (instances, positions, channels), kept as an axis of size one."""
-    if not row_sums_are_products():
+    if not _products_are_exact():
         return tf.reduce_sum(x, axis=1, keepdims=True)
     instances, positions, channels = _sizes(x)
-    block = next((b for b in range(2 * _BLOCK, _BLOCK // 4, -1) if positions % b == 0), 1) if isinstance(positions, int) else 1
-    if block == 1 and isinstance(instances, int) and instances == 1:
-        return _column_sums_of_one(tf.reshape(x, [positions, channels]))[None]
-    blocks = tf.reshape(x, [instances, positions // block, _product([block, channels])])
-    return _ones_times(tf.reshape(_ones_times(blocks), [instances, block, channels]))
+    block = _block(instances, positions, channels)
+    if block == 1:
+        return _ones_times(x)
+    rest = positions % block
+    if isinstance(rest, int) and rest == 0:
+        return _sums_in_blocks(x, block)
+    rows = tf.reshape(x, [positions, channels])
+    return _sums_in_blocks(rows[None, : positions - rest], block) + _ones_times(rows[None, positions - rest :])
 
 
-def _column_sums_of_one(x: tf.Tensor) -> tf.Tensor:
-    positions, channels = _sizes(x)
-    whole = positions // _BLOCK * _BLOCK
-    blocks = tf.reshape(x[:whole], [positions // _BLOCK, _product([_BLOCK, channels])])
-    return _ones_times(tf.reshape(_ones_times(blocks), [_BLOCK, channels])) + _ones_times(x[whole:])
+def _block(instances: int | tf.Tensor, positions: int | tf.Tensor, channels: int) -> int:
+    """How many positions to lay side by side; what is left over can be cut off, without a copy, from one instance only."""
+    block = min(_BLOCK, max(_WIDTH // channels, 1))
+    if isinstance(positions, int):
+        if positions <= block:
+            return 1
+        divisor = next((size for size in range(block, block // 4, -1) if positions % size == 0), None)
+        if divisor is not None:
+            return divisor
+    return block if isinstance(instances, int) and instances == 1 else 1
+
+
+def _sums_in_blocks(x: tf.Tensor, block: int) -> tf.Tensor:
+    instances, positions, channels = _sizes(x)
+    sums = _ones_times(tf.reshape(x, [instances, positions // block, block * channels]))
+    return _ones_times(tf.reshape(sums, [instances, block, channels]))
 
 
 def _channel_sums(x: tf.Tensor) -> tf.Tensor:
@@ -83,6 +100,10 @@ def _channel_sums(x: tf.Tensor) -> tf.Tensor:
     rows = tf.reshape(x, [instances, before, channels]) if isinstance(after, int) and after == 1 else tf.reduce_sum(x, axis=3)
     sums = rows if isinstance(before, int) and before == 1 else _column_sums(rows)
     return tf.reshape(sums, [instances, 1, channels, 1])
+
+
+def _over_instances(sums: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(sums, axis=0, keepdims=True)
 
 
 def values_per_channel(x: tf.Tensor) -> int | tf.Tensor:
@@ -134,7 +155,7 @@ def standardize_channels(
             mean_g, mean_gx = over_group(gamma * dbeta), over_group(gamma * dgamma)
             slope = r * mean_gx * r
             dx = dy * s - deviation * slope + (rest * slope - r * mean_g)
-            return dx, tf.reduce_sum(dgamma, axis=0, keepdims=True), tf.reduce_sum(dbeta, axis=0, keepdims=True)
+            return dx, _over_instances(dgamma), _over_instances(dbeta)
 
         return (y, pilot + rest, variance), gradient
 
@@ -145,7 +166,10 @@ def standardize_channels(
 def affine_channels(
     x: tf.Tensor, statistics: Statistics, scale: tf.Tensor | None, offset: tf.Tensor | None, eps: float
 ) -> tf.Tensor:
-    """The same with given statistics, which count as constants."""
+    """The same with given statistics, which count as constants.
+
+    Here the mean need not be subtracted first: with ``s = scale r`` the same rounded ``s`` multiplies ``x`` and the mean.
+    """
     shape = [1, 1, x.shape[2], 1]
     gamma = tf.ones(shape, x.dtype) if scale is None else tf.reshape(scale, shape)
     beta = tf.zeros(shape, x.dtype) if offset is None else tf.reshape(offset, shape)
@@ -154,13 +178,13 @@ def affine_channels(
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
-        deviation = x - mean
         s = r * gamma
 
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            return dy * s, r * _channel_sums(dy * deviation), _channel_sums(dy)
+            dgamma = r * _over_instances(_channel_sums(dy * (x - mean)))
+            return dy * s, dgamma, _over_instances(_channel_sums(dy))
 
-        return deviation * s + beta, gradient
+        return x * s + (beta - mean * s), gradient
 
     return compute(x, gamma, beta)
 
@@ -186,8 +210,7 @@ def standardize_rows(
     shape = [size if i in axes else 1 for i, size in enumerate(x.shape)]
     others = [i for i in range(rank) if i not in axes]
     count = math.prod(x.shape[i] for i in axes)
-    gamma = tf.ones(shape, x.dtype) if scale is None else tf.reshape(scale, shape)
-    beta = tf.zeros(shape, x.dtype) if offset is None else tf.reshape(offset, shape)
+    parameters = [tf.reshape(parameter, shape) for parameter in (scale, offset) if parameter is not None]
 
     def average(values: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(values, axis=axes, keepdims=True) / count
@@ -197,19 +220,26 @@ def standardize_rows(
             return tf.reshape(_column_sums(tf.reshape(values, [1, _product(_sizes(values)[: -len(axes)]), count])), shape)
         return tf.reduce_sum(values, axis=others, keepdims=True)
 
+    def scaled(values: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
+        return values if scale is None else values * parameters[0]
+
     @tf.custom_gradient
-    def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+    def compute(x: tf.Tensor, *parameters: tf.Tensor):
         deviation = x - average(x) if centered else x
         r = tf.math.rsqrt(average(deviation * deviation) + eps)
-        xhat = (deviation if subtract_mean == centered else x) * r
+        numerator = deviation if subtract_mean == centered else x
+        xhat = numerator * r
+        y = scaled(xhat, parameters)
 
-        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            g = dy * gamma
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             product = dy * xhat
-            inner = g - (deviation * r) * average(product * gamma)
+            g = scaled(dy, parameters)
+            slope = average(scaled(product, parameters))
+            inner = g - (xhat if numerator is deviation else deviation * r) * slope
             dx = r * (inner - average(g) if subtract_mean else inner)
-            return dx, over_batch(product), over_batch(dy)
+            dscale = () if scale is None else (over_batch(product),)
+            return dx, *dscale, *(() if offset is None else (over_batch(dy),))
 
-        return xhat * gamma + beta, gradient
+        return y if offset is None else y + parameters[-1], gradient
 
-    return compute(x, gamma, beta)
+    return compute(x, *parameters)
