@@ -69,6 +69,17 @@ def cover(axes: Axes, build: Any) -> list[Case]:
     return list(cases.values())
 
 
+def large_cases(build: Any, variant: str, shape: tuple[int, ...], layout: str) -> list[Case]:
+    """Sums over many values, where accumulation errors show: the regimes and dtypes in which natives are known to suffer."""
+    cases = []
+    for regime in ("offset_1e4", "mixed"):
+        for dtype in ("float32", "bfloat16"):
+            spec, size = build(variant, shape, regime)
+            row = {"variant": variant, "layout": layout, "dtype": dtype, "regime": regime, "mode": "train"}
+            cases.append(Case(spec=spec, shape=size, **row))
+    return cases
+
+
 def channels_of(
     variant: Mapping[str, Any], shape: tuple[int, ...], regime: str, one_value: tuple[int, ...]
 ) -> tuple[dict[str, Any], tuple[int, ...]]:

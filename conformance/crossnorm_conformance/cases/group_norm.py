@@ -4,7 +4,7 @@ from crossnorm import GroupNormSpec
 
 from ..case import Case
 from . import _base
-from ._base import Axes, Fault, channels_of, cover, default_cases
+from ._base import Axes, Fault, channels_of, cover, default_cases, large_cases
 
 AXES = Axes(
     variants={
@@ -32,6 +32,7 @@ def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[GroupNorm
 def cases() -> list[Case]:
     return (
         cover(AXES, _build)
+        + large_cases(_build, "affine", (4, 8, 64, 64), "channels_last")
         + default_cases("group_norm", (2, 6, 5, 3), ("torch",), channels=6, groups=3)
         + default_cases("group_norm", (2, 64, 3, 2), ("keras",), channels=64)
     )

@@ -4,7 +4,7 @@ from crossnorm import InstanceNormSpec
 
 from ..case import Case
 from . import _base
-from ._base import Axes, Fault, channels_of, cover, default_cases
+from ._base import Axes, Fault, channels_of, cover, default_cases, large_cases
 
 AXES = Axes(
     variants={
@@ -27,7 +27,11 @@ def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[InstanceN
 
 
 def cases() -> list[Case]:
-    return cover(AXES, _build) + default_cases("instance_norm", (4, 6, 5, 3), channels=6)
+    return (
+        cover(AXES, _build)
+        + large_cases(_build, "affine", (4, 4, 112, 112), "channels_last")
+        + default_cases("instance_norm", (4, 6, 5, 3), channels=6)
+    )
 
 
 def faults() -> list[Fault]:

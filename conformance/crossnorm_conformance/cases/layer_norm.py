@@ -4,7 +4,7 @@ from crossnorm import LayerNormSpec
 
 from ..case import Case
 from . import _base
-from ._base import Axes, Fault, cover, default_cases, normalized_of
+from ._base import Axes, Fault, cover, default_cases, large_cases, normalized_of
 
 AXES = Axes(
     variants={
@@ -26,7 +26,11 @@ def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[LayerNorm
 
 
 def cases() -> list[Case]:
-    return cover(AXES, _build) + default_cases("layer_norm", (4, 5, 12), shape=(12,))
+    return (
+        cover(AXES, _build)
+        + large_cases(_build, "affine", (2048, 96), "contiguous")
+        + default_cases("layer_norm", (4, 5, 12), shape=(12,))
+    )
 
 
 def faults() -> list[Fault]:

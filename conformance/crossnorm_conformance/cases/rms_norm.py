@@ -4,7 +4,7 @@ from crossnorm import RMSNormSpec
 
 from ..case import Case
 from . import _base
-from ._base import Axes, Fault, cover, default_cases, normalized_of
+from ._base import Axes, Fault, cover, default_cases, large_cases, normalized_of
 
 AXES = Axes(
     variants={
@@ -24,7 +24,11 @@ def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[RMSNormSp
 
 
 def cases() -> list[Case]:
-    return cover(AXES, _build) + default_cases("rms_norm", (4, 5, 12), shape=(12,))
+    return (
+        cover(AXES, _build)
+        + large_cases(_build, "scaled", (2048, 96), "contiguous")
+        + default_cases("rms_norm", (4, 5, 12), shape=(12,))
+    )
 
 
 def faults() -> list[Fault]:

@@ -28,18 +28,24 @@ class KerasLayers(TensorFlowImplementation):
     def build(self, case: Case) -> keras.layers.Layer:
         cls, extra = self.layer_class(case.spec)
         arguments = {} if case.defaults else native_arguments(case.spec, {})
+        if arguments.get("momentum", 0) is None:
+            del arguments["momentum"]
         if isinstance(case.spec, LayerNormSpec) and not case.spec.subtract_mean:
             arguments["rms_scaling"] = True
         return cls(**extra, **arguments, axis=axis_of(case), dtype=policy(case))
+
+    def shows(self, case: Case, quantity: str) -> bool:
+        return quantity != "batches_tracked"
 
     def lacks(self, case: Case) -> str:
         spec = case.spec
         if isinstance(spec, BatchNormSpec):
             if not spec.tracked:
                 return "keras.layers.BatchNormalization always keeps moving statistics"
-            if spec.running_variance != "biased":
+            # What training stores does not matter where nothing is trained.
+            if case.mode == "train" and spec.running_variance != "biased":
                 return "keras.layers.BatchNormalization stores the biased variance only"
-            if spec.decay is None:
+            if case.mode == "train" and spec.decay is None:
                 return "keras.layers.BatchNormalization has no cumulative average"
         if isinstance(spec, InstanceNormSpec) and spec.tracked:
             return "keras.layers has no instance normalization with moving statistics"

@@ -35,9 +35,11 @@ class TorchNN(TorchImplementation):
         spec = case.spec
         if not spec.scale and getattr(spec, "offset", False):
             return "torch.nn has no offset without a scale"
-        if isinstance(spec, BatchNormSpec) and spec.running_variance != "unbiased" and spec.tracked:
+        # What training stores does not matter where nothing is trained.
+        updates = case.mode == "train" and getattr(spec, "tracked", False)
+        if isinstance(spec, BatchNormSpec) and updates and spec.running_variance != "unbiased":
             return "torch.nn.BatchNorm stores the unbiased variance only"
-        if isinstance(spec, InstanceNormSpec) and spec.tracked:
+        if isinstance(spec, InstanceNormSpec) and updates:
             if spec.running_variance != "instance_mean_unbiased":
                 return "torch.nn.InstanceNorm stores the mean of unbiased variances only"
             if spec.decay is None:
