@@ -155,16 +155,22 @@ def positions(x: Tensor) -> int:
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channel is the innermost dimension in memory. (``is_contiguous(memory_format=...)`` fails under vmap.)"""
-    return x.dim() > 3 and x.size(1) > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    """Whether the channel is the innermost dimension in memory, as far as it can be seen."""
+    return not transformed() and x.dim() > 3 and x.size(1) > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func is at work: it hides the layout and lets only kernels write to outer buffers."""
+    if not torch.jit.is_scripting():
+        return torch._C._are_functorch_transforms_active()
+    return False
 
 
 def watched(x: Tensor) -> bool:
-    """Whether somebody may ask for more than a backward pass: a compiler, a tracer, torch.func, forward mode."""
+    """Whether somebody may ask for more than a backward pass: a compiler, a tracer, forward mode, a subclass of Tensor."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or type(x) not in (Tensor, nn.Parameter)
     )

@@ -22,6 +22,7 @@ from ._base import (
     positions,
     sound,
     standardize,
+    transformed,
     watched,
     wide,
 )
@@ -38,14 +39,15 @@ def normalize(
     """
     count = x.size(0) * positions(x)
     half = x.dtype == torch.float16 or x.dtype == torch.bfloat16
-    if count == 1 or (x.is_cpu and not half and (channels_last(x) or x.dtype == torch.float64)):
+    visible = not transformed()
+    if count == 1 or (x.is_cpu and visible and count >= 8 and not half and (channels_last(x) or x.dtype == torch.float64)):
         y, own_mean, own_variance = _accurate(x, scale, offset, eps)
         if mean is not None and variance is not None:
             mean.copy_(own_mean.flatten())
             variance.copy_(own_variance.flatten())
         return y
     pilot: Tensor | None = None
-    if count < 8 or (x.is_cpu and half):
+    if visible and (count < 8 or (x.is_cpu and half)):
         # Rounded to the dtype of x: where that matters, x is so close to it that the difference is exact.
         pilot = _pilot(x)
         x = x - pilot

@@ -20,6 +20,7 @@ from ._base import (
     momentum_of,
     positions,
     sound,
+    transformed,
     wide,
 )
 from .batch_norm import normalize_with
@@ -39,6 +40,8 @@ def normalize(
         centred = x.detach() - own_mean
         mean.copy_(own_mean.flatten(1).mean(0))
         variance.copy_((centred * centred).mean(axes).mean(0))
+    if transformed():
+        x = x.contiguous()  # the kernel asks for its memory format, which vmap does not answer
     return grouped(x, x.size(1), scale, offset, eps)
 
 
@@ -204,15 +207,21 @@ class InstanceNorm(Layer, nn.modules.instancenorm._InstanceNorm):
             or input.numel() == 0
         ):
             return normalize(input, self.weight, self.bias, self.eps, None, None)
-        mean, variance = torch.zeros_like(running_mean), torch.zeros_like(running_variance)
-        y = normalize(input, self.weight, self.bias, self.eps, mean, variance)
-        # Only now, when nothing can fail any more.
-        variance = stored(variance, positions(input), self.running_variance)
         momentum = self.momentum
         if self.cumulative:
             momentum = None
         elif momentum is None:
             momentum = 0.0
+        if transformed() and momentum is not None and self.running_variance == "instance_mean_unbiased":
+            # Nobody but the native kernel may write to the buffers here; nothing can count.
+            return torch.instance_norm(
+                input, self.weight, self.bias, running_mean, running_variance, True, momentum, self.eps,
+                torch.backends.cudnn.enabled,
+            )  # fmt: skip
+        mean, variance = torch.zeros_like(running_mean), torch.zeros_like(running_variance)
+        y = normalize(input, self.weight, self.bias, self.eps, mean, variance)
+        # Only now, when nothing can fail any more.
+        variance = stored(variance, positions(input), self.running_variance)
         running_mean.copy_(blend(running_mean, mean, momentum, tracked))
         running_variance.copy_(blend(running_variance, variance, momentum, tracked))
         tracked.add_(1)
@@ -260,8 +269,8 @@ class InstanceNorm2d(InstanceNorm, nn.InstanceNorm2d):
     - ``cumulative``: average all batches equally. (``momentum=None`` never updates, as in torch's instance norm.)
 
     Shapes: input and output (batch, channel, height, width) or (channel, height, width), float16, bfloat16, float32 or float64;
-    parameters and statistics of the same dtype, or float32 beside half input. A channels_last input gives a contiguous
-    output, as the native's does.
+    parameters and statistics of the same dtype, or float32 beside half input. A channels_last input gives a channels_last
+    output (the native's is contiguous).
 
     Differs from the native: ``num_batches_tracked`` counts the updates; a step that raises changes no statistics; an empty
     batch changes none either (the native's turn into NaN).
