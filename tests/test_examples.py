@@ -1,0 +1,66 @@
+"""The examples run, and the numbers that they show are as they say."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LEARNED = 0.9
+
+
+def example(name, *needed):
+    """The module of an example; the test is skipped where something that it needs is not installed."""
+    for module in ("sklearn", *needed):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("name", "framework"), [("batch_norm_in_keras", "keras"), ("batch_norm_in_torch", "torch")])
+def test_batch_norm_helps_ours_as_much_as_the_native(name, framework, capsys):
+    module = example(name, {"keras": "tensorflow"}.get(framework, framework))
+    results = module.main()
+    assert {normalization for _, normalization in results} == {"none", framework, "crossnorm"}
+    for model in ("dense", "convolutional"):
+        plain, native, ours = (results[model, normalization] for normalization in ("none", framework, "crossnorm"))
+        for plain_accuracy, native_accuracy, our_accuracy in zip(plain, native, ours, strict=True):
+            assert our_accuracy > LEARNED
+            assert our_accuracy > plain_accuracy + 0.05
+            # The same numbers up to rounding, which training amplifies: a few images at most change their class.
+            assert our_accuracy == pytest.approx(native_accuracy, abs=0.02)
+    printed = capsys.readouterr().out
+    for (model, normalization), accuracies in results.items():
+        (row,) = (line.split() for line in printed.splitlines() if line.split()[:2] == [model, normalization])
+        assert row[2:] == [f"{accuracy:.1%}" for accuracy in accuracies]
+
+
+@pytest.fixture(scope="module")
+def migration():
+    return example("keras_to_torch_digits", "torch", "tensorflow").main()
+
+
+def test_the_migrated_network_is_a_trained_one(migration):
+    assert migration["accuracy"] > LEARNED
+
+
+def test_the_migration_covers_predictions_losses_and_statistics(migration):
+    statistics = {f"running {statistic} {number}" for statistic in ("mean", "variance") for number in (1, 2, 3)}
+    assert set(migration["float64"]) == {"predictions", "losses", *statistics}
+
+
+def test_the_frameworks_agree_in_float64(migration):
+    assert max(migration["float64"].values()) < 1e-9
+
+
+@pytest.mark.parametrize("column", ["keras", "torch", "between"])
+def test_the_frameworks_agree_in_float32_to_rounding(migration, column):
+    assert max(migration[column].values()) <= 32
+
+
+def test_the_native_torch_layer_drifts_in_its_running_variance_only(migration):
+    for name, units in migration["native"].items():
+        assert units > 1000 if "variance" in name else units <= 32, name
