@@ -207,21 +207,28 @@ def standardize_rows(
         dx = r (g - [mean(g)] - deviation r mean(g xhat))       with g = scale dy
     """
     rank = len(x.shape)
+    count = math.prod(x.shape[i] for i in axes)
+    if rank != 2 and axes == tuple(range(rank - len(axes), rank)):
+        flat = tf.reshape(x, [_product(_sizes(x)[: -len(axes)]), count])
+        return tf.reshape(standardize_rows(flat, scale, offset, (1,), eps, centered, subtract_mean), tf.shape(x))
+    flat = rank == 2 and axes == (1,)
     shape = [size if i in axes else 1 for i, size in enumerate(x.shape)]
     others = [i for i in range(rank) if i not in axes]
-    count = math.prod(x.shape[i] for i in axes)
     parameters = [tf.reshape(parameter, shape) for parameter in (scale, offset) if parameter is not None]
 
     def average(values: tf.Tensor) -> tf.Tensor:
         return tf.reduce_sum(values, axis=axes, keepdims=True) / count
 
     def over_batch(values: tf.Tensor) -> tf.Tensor:
-        if axes == tuple(range(rank - len(axes), rank)):
-            return tf.reshape(_column_sums(tf.reshape(values, [1, _product(_sizes(values)[: -len(axes)]), count])), shape)
-        return tf.reduce_sum(values, axis=others, keepdims=True)
+        return _column_sums(values[None])[0] if flat else tf.reduce_sum(values, axis=others, keepdims=True)
 
     def scaled(values: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
         return values if scale is None else values * parameters[0]
+
+    def scaled_average(values: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
+        if flat and scale is not None and _products_are_exact():
+            return tf.matmul(values, parameters[0], transpose_b=True) / count
+        return average(scaled(values, parameters))
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, *parameters: tf.Tensor):
@@ -234,7 +241,7 @@ def standardize_rows(
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             product = dy * xhat
             g = scaled(dy, parameters)
-            slope = average(scaled(product, parameters))
+            slope = scaled_average(product, parameters)
             inner = g - (xhat if numerator is deviation else deviation * r) * slope
             dx = r * (inner - average(g) if subtract_mean else inner)
             dscale = () if scale is None else (over_batch(product),)
