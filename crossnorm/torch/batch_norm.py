@@ -24,8 +24,9 @@ from ._base import (
     standardize,
     transformed,
     watched,
-    wide,
 )
+
+FEW = 8
 
 
 def normalize(
@@ -40,14 +41,14 @@ def normalize(
     count = x.size(0) * positions(x)
     half = x.dtype == torch.float16 or x.dtype == torch.bfloat16
     visible = not transformed()
-    if count == 1 or (x.is_cpu and visible and count >= 8 and not half and (channels_last(x) or x.dtype == torch.float64)):
+    if count < FEW or (x.is_cpu and visible and not half and (channels_last(x) or x.dtype == torch.float64)):
         y, own_mean, own_variance = _accurate(x, scale, offset, eps)
         if mean is not None and variance is not None:
             mean.copy_(own_mean.flatten())
             variance.copy_(own_variance.flatten())
         return y
     pilot: Tensor | None = None
-    if visible and (count < 8 or (x.is_cpu and half)):
+    if x.is_cpu and visible and half:
         # Rounded to the dtype of x: where that matters, x is so close to it that the difference is exact.
         pilot = _pilot(x)
         x = x - pilot
@@ -62,12 +63,10 @@ def normalize(
 
 
 def _pilot(x: Tensor) -> Tensor:
-    """The mean of each channel; for half input 0 where it is not large, so that the subtraction loses nothing."""
+    """The mean of each channel of half input; 0 where it is not large, so that the subtraction loses nothing."""
     x = x.detach()
     axes = [0] + list(range(2, x.dim()))  # noqa: RUF005 (TorchScript has no starred lists)
-    mean = x.mean(axes, keepdim=True, dtype=wide(x))
-    if x.dtype == torch.float32 or x.dtype == torch.float64:
-        return mean
+    mean = x.mean(axes, keepdim=True, dtype=torch.float32)
     spread = (x[:1] - mean).abs().mean(axes, keepdim=True)  # one sample tells enough
     return torch.where(mean.abs() > 8 * spread, mean, torch.zeros_like(mean)).to(x.dtype)
 
@@ -75,37 +74,36 @@ def _pilot(x: Tensor) -> Tensor:
 def _accurate(x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Output, mean and variance with sums that keep their digits: by parts of the native kernel, or in plain steps."""
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks at this condition alone)
-        if not watched(x) and x.size(0) * positions(x) > 1:
+        if not watched(x) and x.size(0) * positions(x) >= FEW:
             return _Accurate.apply(x, scale, offset, eps)
     axes = [0] + list(range(2, x.dim()))  # noqa: RUF005
     return standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, eps)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel: in up to 64 parts by the native kernel, which then are put together."""
+    """Mean and biased variance of each channel: of short runs by the native kernel, which then are put together."""
     channels = x.size(1)
     if channels_last(x) and x.movedim(1, -1).is_contiguous():
         rows = x.numel() // channels
-        parts = _divisor(rows)
-        view = x.movedim(1, -1).reshape(1, rows // parts, 1, parts * channels).permute(0, 3, 1, 2)
-        mean, variance = torch.batch_norm_update_stats(view, None, None, 0.0)
-        mean, variance = mean.view(parts, channels), variance.view(parts, channels)
+        runs = rows // _run(rows)
+        view = x.movedim(1, -1).reshape(1, rows // runs, 1, runs * channels).permute(0, 3, 1, 2)
+        mean, variance = (part.view(runs, channels) for part in torch.batch_norm_update_stats(view, None, None, 0.0))
     else:
-        parts = _divisor(positions(x))
-        view = x.reshape(1, x.size(0) * channels * parts, -1)
-        mean, variance = torch.batch_norm_update_stats(view, None, None, 0.0)
-        mean, variance = (part.view(-1, channels, parts).movedim(2, 0).reshape(-1, channels) for part in (mean, variance))
+        runs = positions(x) // _run(positions(x))
+        view = x.reshape(1, x.size(0) * channels * runs, -1)
+        parts = torch.batch_norm_update_stats(view, None, None, 0.0)
+        mean, variance = (part.view(-1, channels, runs).movedim(2, 0).reshape(-1, channels) for part in parts)
     whole = mean.mean(0)
     return whole, (variance + (mean - whole).square()).mean(0)
 
 
-def _divisor(count: int) -> int:
-    """The largest divisor up to 64.
+def _run(count: int) -> int:
+    """The length of runs of equal length that ``count`` values are cut into, at most 32.
 
-    >>> _divisor(784)
-    56
+    >>> _run(784)
+    28
     """
-    return max(parts for parts in range(1, 65) if count % parts == 0)
+    return max(length for length in range(1, 33) if count % length == 0)
 
 
 class _Accurate(torch.autograd.Function):

@@ -42,6 +42,8 @@ def normalize(x: Tensor, groups: int, scale: Tensor | None, offset: Tensor | Non
         if x.is_cpu and x.dtype == torch.float64:
             grouped = x.reshape(x.size(0), groups, -1)
             x = (grouped - grouped.detach().mean(2, keepdim=True)).reshape(x.shape)
+        if scale is None and offset is not None:
+            scale = torch.ones_like(offset)  # the kernel's gradient wants both beside half input
         y = torch.group_norm(x, groups, scale, offset, eps, torch.backends.cudnn.enabled)
     if channels_last_input:
         y = y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)

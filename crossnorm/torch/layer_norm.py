@@ -31,6 +31,8 @@ def normalize(
         size *= extent
     if size < 16 and x.requires_grad and (x.dtype == torch.float32 or x.dtype == torch.float64):
         x = x - x.detach().mean(axes, keepdim=True)
+    if scale is None and offset is not None:
+        scale = torch.ones_like(offset)  # the kernel's gradient wants both beside half input
     return torch.layer_norm(x, shape, scale, offset, eps, torch.backends.cudnn.enabled)
 
 
