@@ -102,7 +102,7 @@ def refuse_single_value(x: Tensor, count: int | Tensor, who: str) -> Tensor:
         if count == 1:
             raise SpecError(message)
         return x
-    with tf.control_dependencies([tf.debugging.assert_none_equal(count, 1, message)]):
+    with tf.control_dependencies([tf.debugging.assert_none_equal(count, 1, message=message)]):
         return tf.identity(x)
 
 
@@ -208,6 +208,14 @@ class SpecLayer:
     def _parameters(self) -> dict[str, Tensor]:
         weights = {"scale": self.gamma, "offset": self.beta}
         return {name: weight.value for name, weight in weights.items() if weight is not None}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except SpecError as error:
+            # AutoGraph and Keras rebuild exceptions to add where they happened, and lose their type; these ask them not to.
+            error.ag_pass_through = error._keras_call_info_injected = True
+            raise
 
     def _assert_input_compatibility(self, inputs: Any) -> None:
         """Keras' check of the shape, and ours of the dtype and of the live attributes, before anything runs."""

@@ -1,0 +1,179 @@
+"""Bad input raises the native's type and one sentence, and a failed step changes no state."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import crossnorm
+import crossnorm.tensorflow
+from crossnorm.tensorflow import (
+    BatchNormalization,
+    GroupNormalization,
+    InstanceNormalization,
+    LayerNormalization,
+    RMSNormalization,
+)
+
+ALL = [BatchNormalization, LayerNormalization, GroupNormalization, InstanceNormalization, RMSNormalization]
+X = np.random.default_rng(0).normal(size=(2, 3, 4)).astype("f4")
+
+
+def make(cls, **arguments):
+    return cls(**({"groups": 2} if cls is GroupNormalization else {}), **arguments)
+
+
+@pytest.mark.parametrize("epsilon", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("cls", ALL)
+def test_epsilon(cls, epsilon):
+    with pytest.raises(crossnorm.SpecError, match="eps="):
+        make(cls, epsilon=epsilon)
+
+
+@pytest.mark.parametrize("cls", [BatchNormalization, InstanceNormalization])
+def test_momentum(cls):
+    with pytest.raises(crossnorm.SpecError, match="outside"):
+        cls(momentum=1.5)
+
+
+@pytest.mark.parametrize("groups", [0, -2, 1.5, 3, 8])
+def test_groups(groups):
+    with pytest.raises(crossnorm.SpecError, match="groups"):
+        GroupNormalization(groups=groups)(X)
+
+
+@pytest.mark.parametrize("axis", ["x", None, [[1]]])
+@pytest.mark.parametrize("cls", ALL)
+def test_type_of_axis(cls, axis):
+    with pytest.raises(TypeError) as raised:
+        make(cls, axis=axis)
+    assert isinstance(raised.value, crossnorm.CrossnormError)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_axis_out_of_range(cls):
+    with pytest.raises(IndexError, match="out of range") as raised:
+        make(cls, axis=5)(X)
+    assert isinstance(raised.value, crossnorm.CrossnormError)
+
+
+@pytest.mark.parametrize("axis", [[], [1, 1], [1, -2]])
+def test_axes_empty_or_twice(axis):
+    with pytest.raises(crossnorm.SpecError, match=r"empty|twice"):
+        LayerNormalization(axis=axis)(X)
+
+
+@pytest.mark.parametrize("where", ["eager", "graph", "model"])
+@pytest.mark.parametrize("cls", ALL)
+def test_other_channels_than_built_for(cls, where):
+    layer = make(cls)
+    layer(X)
+    call = {"eager": layer, "graph": tf.function(layer), "model": keras.Sequential([layer])}[where]
+    with pytest.raises(ValueError, match="expected axis -1 of input shape to have value 4"):
+        call(X[..., :2])
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_unknown_channels(cls):
+    with pytest.raises(crossnorm.SpecError, match="unknown"):
+        make(cls)(keras.Input((3, None)))
+
+
+@pytest.mark.parametrize("cls", ALL[1:])
+def test_integers(cls):
+    with pytest.raises(crossnorm.SpecError, match="dtype int"):
+        make(cls)(np.arange(24).reshape(2, 3, 4))
+
+
+def test_batch_norm_takes_integers_as_the_native_does():
+    x = np.arange(24).reshape(2, 3, 4)
+    assert np.allclose(BatchNormalization()(x), keras.layers.BatchNormalization()(x))
+
+
+def test_ranks():
+    with pytest.raises(crossnorm.SpecError, match="fewer than 3"):
+        InstanceNormalization()(X[0])
+    with pytest.raises(crossnorm.SpecError, match="axis=0 is the batch"):
+        GroupNormalization(groups=1, axis=0)(X)
+    assert BatchNormalization(axis=0)(X, training=True).shape == X.shape
+
+
+def test_mask_of_a_wrong_rank():
+    with pytest.raises(ValueError, match="one dimension less"):
+        BatchNormalization()(X, mask=np.ones(X.shape, bool))
+
+
+@pytest.mark.parametrize(
+    ("cls", "shape"), [(BatchNormalization, (1, 4)), (InstanceNormalization, (2, 1, 4))], ids=["batch", "instance"]
+)
+def test_single_value(cls, shape):
+    x = np.ones(shape, "f4")
+    zero, strict = cls(), cls(single_value="raise")
+    assert (zero(x, training=True).numpy() == 0).all()
+    with pytest.raises(crossnorm.SpecError, match="one value"):
+        strict(x, training=True)
+    unknown = tf.function(lambda x: strict(x, training=True), input_signature=[tf.TensorSpec([None] * (len(shape) - 1) + [4])])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one value"):
+        unknown(x)
+
+
+def test_what_from_spec_promised():
+    layer = crossnorm.tensorflow.layer(crossnorm.BatchNormSpec(channels=8), rank=1)
+    with pytest.raises(crossnorm.SpecError, match="the specification says"):
+        layer(X)
+    with pytest.raises(crossnorm.SpecError, match="expected ndim=3"):
+        crossnorm.tensorflow.layer(crossnorm.BatchNormSpec(channels=4), rank=1)(X[0])
+    with pytest.raises(crossnorm.SpecError, match="which picks the class"):
+        BatchNormalization.from_spec(crossnorm.RMSNormSpec(shape=4))
+    with pytest.raises(crossnorm.SpecError, match="layout"):
+        crossnorm.tensorflow.layer(crossnorm.BatchNormSpec(channels=4), layout="NHWC")
+    with pytest.raises(crossnorm.SpecError, match="before the layer is built"):
+        _ = BatchNormalization().spec
+
+
+@pytest.mark.parametrize("cls", [BatchNormalization, InstanceNormalization])
+@pytest.mark.parametrize(
+    ("name", "value"), [("momentum", 1.5), ("epsilon", -1.0), ("running_variance", "none"), ("momentum", None)]
+)
+def test_garbage_set_later_stops_the_next_step_and_keeps_the_state(cls, name, value):
+    layer = cls(track_running_stats=True)
+    layer(X, training=True)
+    before = [w.numpy() for w in layer.weights]
+    setattr(layer, name, value)
+    for call in (layer, tf.function(layer)):
+        with pytest.raises(crossnorm.SpecError):
+            call(X, training=True)
+    assert all((w.numpy() == b).all() for w, b in zip(layer.weights, before, strict=True))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("cls", [BatchNormalization, InstanceNormalization])
+def test_an_empty_batch_keeps_the_state(cls, known):
+    layer = cls(track_running_stats=True, momentum=None)
+    layer(X, training=True)
+    before = [w.numpy() for w in layer.weights]
+    signature = tf.TensorSpec([0 if known else None, 3, 4])
+    step = tf.function(lambda x: layer(x, training=True), input_signature=[signature])
+    assert step(X[:0]).shape == (0, 3, 4)
+    assert all((w.numpy() == b).all() for w, b in zip(layer.weights, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        ("import sys; sys.modules['tensorflow'] = None", "TensorFlow cannot be imported"),
+        ("import tensorflow; tensorflow.__version__ = '2.20.1'", "TensorFlow 2.20.1 is older than 2.21"),
+        ("import keras; keras.__version__ = '3.9.0'", "Keras 3.9.0 is older than 3.15"),
+        ("import keras; keras.backend.backend = lambda: 'jax'", "KERAS_BACKEND=tensorflow"),
+    ],
+)
+def test_a_framework_that_cannot_be_used(prepare, sentence):
+    code = (
+        f"{prepare}\ntry:\n    import crossnorm.tensorflow\nexcept ImportError as error:\n    print(type(error).__mro__, error)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert sentence in printed
+    assert "CrossnormError" in printed
