@@ -178,8 +178,12 @@ def conformance(
         list[str] | None, typer.Option(help="An implementation's name, or package.module:object; repeatable. All by default.")
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="A method's name; repeatable. All by default.")] = None,
-    device: Annotated[list[str] | None, typer.Option(help="cpu or cuda; repeatable. cpu by default.")] = None,
-    workers: Annotated[int, typer.Option("-n", min=1, help="Processes to spread the checks over.")] = 1,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu or cuda; repeatable. The CPU and every GPU present by default.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("-n", min=1, help="Processes to spread the checks over; by default one for each core, at most 4.")
+    ] = min(os.cpu_count() or 1, 4),
     seed: Annotated[int, typer.Option(min=0, help="Seed of all data.")] = 0,
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write every verdict to this file.")] = None,
 ) -> None:

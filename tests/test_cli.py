@@ -167,7 +167,9 @@ def runner(monkeypatch):
 
 def test_conformance_defaults(command, runner):
     assert command("conformance").exit_code == 0
-    assert runner.calls == [{"methods": [], "implementations": [], "devices": [], "workers": 1, "seed": 0, "json": None}]
+    assert runner.calls == [
+        {"methods": [], "implementations": [], "devices": [], "workers": min(os.cpu_count() or 1, 4), "seed": 0, "json": None}
+    ]
 
 
 def test_conformance_options(command, runner, tmp_path):

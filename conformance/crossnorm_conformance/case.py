@@ -33,10 +33,10 @@ REGIMES = (
 )
 
 _SPREAD = {"float32": 1e15, "bfloat16": 1e15, "float64": 1e100, "float16": 1e3}
-# The gain lies just within the range, so that outputs leave it. The spread keeps scale / sqrt(variance), an intermediate
-# result of every fused kernel, inside.
-_OVERFLOW_GAIN = 0.8
-_OVERFLOW_SPREAD = 64.0
+# Outputs leave the range of their dtype while every intermediate result stays inside, of ``a * x + b`` too.
+_OVERFLOW_SCALE = 0.15
+_OVERFLOW_OFFSET = 0.8
+_OVERFLOW_SCALE_ALONE = 0.8
 _OVERFLOW_UPSTREAM = {"float32": 1e-30, "bfloat16": 1e-30, "float64": 1e-300, "float16": 1e-3}
 
 
@@ -136,7 +136,9 @@ def draw(case: Case, seed: int) -> Arrays:
         if case.defaults:
             values[array.name] = np.full(array.shape, array.initial)
         elif array.name == "running_mean":
-            values[array.name] = channel_offset + channel_spread * random.standard_normal(array.shape)
+            # Positive in the regime that overflows: offset - mean * scale / std must not be what overflows.
+            shift = random.uniform(0, 1, array.shape) if case.regime == "overflow" else random.standard_normal(array.shape)
+            values[array.name] = channel_offset + channel_spread * shift
         elif array.name == "running_variance":
             values[array.name] = channel_spread**2 * random.uniform(0.5, 2.0, array.shape)
     stored = {name: case.dtype if name.startswith(("x", "upstream")) else accumulation(case.dtype) for name in values}
@@ -155,7 +157,7 @@ def _offset_and_spread(case: Case, random: np.random.Generator) -> tuple[Array, 
         "offset_1e2": 1e2,
         "offset_1e4": 1e4,
     }
-    spreads = {"small": 1 / _SPREAD[case.dtype], "large": _SPREAD[case.dtype], "overflow": _OVERFLOW_SPREAD}
+    spreads = {"small": 1 / _SPREAD[case.dtype], "large": _SPREAD[case.dtype]}
     if case.regime == "mixed":
         decades = 2 if case.dtype == "float16" else 3
         signs = random.choice((-1.0, 1.0), ones.shape)
@@ -186,8 +188,10 @@ def _parameter(case: Case, name: str, shape: tuple[int, ...], initial: float, ra
     if case.defaults:
         return np.full(shape, initial)
     value = random.uniform(0.5, 1.5, shape) * random.choice((-1.0, 1.0), shape)
-    if case.regime == "overflow" and name == "scale":
-        return np.abs(value).clip(0.9, 1.1) * _OVERFLOW_GAIN * largest(case.dtype)
+    if case.regime == "overflow":
+        alone = not hasattr(case.spec, "offset")
+        share = {"scale": _OVERFLOW_SCALE_ALONE if alone else _OVERFLOW_SCALE, "offset": _OVERFLOW_OFFSET}[name]
+        return random.uniform(0.9, 1.0, shape) * share * largest(case.dtype)
     return value
 
 

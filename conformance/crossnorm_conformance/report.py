@@ -16,7 +16,7 @@ from rich.table import Table
 import crossnorm
 
 from .cases import axes_of
-from .compare import FAIL, KNOWN, PASS, UNSUPPORTED, Check
+from .compare import FAIL, KNOWN, PASS, QUANTITIES, UNSUPPORTED, Check
 from .implementations import load
 from .plan import Plan
 
@@ -103,6 +103,7 @@ class Report:
                 console.print(f"  {method} {axis}: " + ", ".join(f"{value} {count}" for value, count in sorted(counts.items())))
         self._failures(console)
         for device in self.plan.devices:
+            console.print(self._next_to_each_other(device))
             console.print(self._matrix(device))
         console.print(
             "A cell: the worst error in rounding units; *n known deviations (see the native's register), !n failures.\n"
@@ -137,6 +138,29 @@ class Report:
                 table.add_section()
             cells = [_cell([c for c in questions.get(q, []) if c.device in (device, "")]) for q in QUESTIONS]
             table.add_row(name if name != method else "", implementation, *cells)
+            method = name
+        return table
+
+    def _next_to_each_other(self, device: str) -> Table:
+        """Each quantity's worst units, one column per implementation: the natives next to ours."""
+        table = Table(title=f"the same by quantity, on {device}", title_justify="left", title_style="bold")
+        table.add_column("method", no_wrap=True)
+        table.add_column("quantity", no_wrap=True)
+        for name in self.plan.implementations:
+            table.add_column(name, justify="right")
+        worst: dict[tuple[str, str], dict[str, float]] = {}
+        for check in self.checks:
+            if check.units is not None and check.device == device and check.question in QUANTITIES:
+                row = worst.setdefault((check.method, check.quantity), {})
+                row[check.implementation] = max(row.get(check.implementation, 0.0), check.units)
+        order = [(m, q) for m in self.plan.methods for names in QUANTITIES.values() for q in names if (m, q) in worst]
+        method = ""
+        for name, quantity in order:
+            if method and name != method:
+                table.add_section()
+            row = worst[name, quantity]
+            cells = [_round(row[i]) if i in row else "" for i in self.plan.implementations]
+            table.add_row(name if name != method else "", quantity, *cells)
             method = name
         return table
 

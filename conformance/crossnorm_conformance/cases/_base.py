@@ -89,12 +89,15 @@ def channels_of(
         shape = (1, *shape[1:])
     if regime == "one_value":
         shape = (*one_value, *(1 for _ in shape[2:]))
-    return _with_gain(variant, regime) | {"channels": shape[1]}, shape
+    return _fields(variant, regime, offset=True) | {"channels": shape[1]}, shape
 
 
-def normalized_of(variant: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The same for (*batch, *normalized); the entry ``dimensions`` of the variant says how many are normalized."""
-    fields = _with_gain(variant, regime)
+def normalized_of(
+    variant: Mapping[str, Any], shape: tuple[int, ...], regime: str, offset: bool
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The same for (*batch, *normalized); the entry ``dimensions`` of the variant says how many are normalized, ``offset``
+    whether the method knows an offset."""
+    fields = _fields(variant, regime, offset)
     dimensions = fields.pop("dimensions")
     batch, normalized = shape[:-dimensions], shape[-dimensions:]
     if regime == "batch_of_one":
@@ -104,9 +107,11 @@ def normalized_of(variant: Mapping[str, Any], shape: tuple[int, ...], regime: st
     return fields | {"shape": normalized}, batch + normalized
 
 
-def _with_gain(variant: Mapping[str, Any], regime: str) -> dict[str, Any]:
-    """A huge gain is what makes the output overflow, so there must be one."""
-    return {**variant, "scale": True} if regime == "overflow" else dict(variant)
+def _fields(variant: Mapping[str, Any], regime: str, offset: bool) -> dict[str, Any]:
+    """Huge parameters are what makes the output overflow, so there must be some."""
+    if regime == "overflow":
+        return {**variant, "scale": True} | ({"offset": True} if offset else {})
+    return dict(variant)
 
 
 def default_cases(

@@ -21,7 +21,7 @@ AXES = Axes(
 
 
 def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[LayerNormSpec, tuple[int, ...]]:
-    fields, shape = normalized_of(AXES.variants[variant], shape, regime)
+    fields, shape = normalized_of(AXES.variants[variant], shape, regime, offset=True)
     return LayerNormSpec(**fields), shape
 
 

@@ -19,7 +19,7 @@ AXES = Axes(
 
 
 def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[RMSNormSpec, tuple[int, ...]]:
-    fields, shape = normalized_of(AXES.variants[variant], shape, regime)
+    fields, shape = normalized_of(AXES.variants[variant], shape, regime, offset=False)
     return RMSNormSpec(**fields), shape
 
 

@@ -19,6 +19,11 @@ PARAMETERS = {"scale": ("gamma", "scale"), "offset": ("beta",)}
 POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
 
 
+# Several processes, and torch in each of them, share one GPU.
+for _gpu in tf.config.list_physical_devices("GPU"):
+    tf.config.experimental.set_memory_growth(_gpu, True)
+
+
 class TensorFlowImplementation:
     """Runs a ``keras.layers.Layer``; subclasses say which one."""
 

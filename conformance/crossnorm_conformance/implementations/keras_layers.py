@@ -49,6 +49,8 @@ class KerasLayers(TensorFlowImplementation):
                 return "keras.layers.BatchNormalization has no cumulative average"
         if isinstance(spec, InstanceNormSpec) and spec.tracked:
             return "keras.layers has no instance normalization with moving statistics"
+        if isinstance(spec, LayerNormSpec) and not spec.subtract_mean and spec.offset:
+            return "keras.layers.LayerNormalization(rms_scaling=True) has no beta"
         if spec.method == "rms_norm" and not spec.scale:
             return "keras.layers.RMSNormalization always has a scale"
         return super().lacks(case)
