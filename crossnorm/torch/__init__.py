@@ -15,6 +15,7 @@ from crossnorm.errors import SpecError as _SpecError
 from crossnorm.errors import Unsupported as _Unsupported
 from crossnorm.spec import NormSpec as _NormSpec
 
+from . import _base as _base  # first: it looks for torch
 from . import functional as functional
 from ._base import ArgumentError as ArgumentError
 from ._base import DtypeError as DtypeError

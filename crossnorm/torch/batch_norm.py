@@ -98,12 +98,12 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _run(count: int) -> int:
-    """The length of runs of equal length that ``count`` values are cut into, at most 32.
+    """The length of runs of equal length that ``count`` values are cut into, at most 16.
 
     >>> _run(784)
-    28
+    16
     """
-    return max(length for length in range(1, 33) if count % length == 0)
+    return max(length for length in range(1, 17) if count % length == 0)
 
 
 class _Accurate(torch.autograd.Function):
