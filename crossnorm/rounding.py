@@ -135,8 +135,8 @@ def unit(
 def in_units(got: Array, quantity: Any, unit: Array, stored: str) -> Array:
     """The error of ``got`` at every element, in rounding units; infinite where it cannot be excused.
 
-    Integers, inf and NaN must match. A result that overflows the ``stored`` dtype is expected as inf; within one unit of the
-    largest number either is right. Zero error over a zero unit is 0.
+    Integers and NaN must match. inf stands for every number beyond the largest one of the ``stored`` dtype, so that its error
+    is the distance from there, and 0 where the exact result lies beyond. Zero error over a zero unit is 0.
     """
     want = quantity.comparable(quantity.value)
     if want.dtype.kind != "f":
@@ -144,16 +144,11 @@ def in_units(got: Array, quantity: Any, unit: Array, stored: str) -> Array:
     got = quantity.comparable(np.asarray(got).astype(want.dtype))
     limit = quantity.comparable(want.dtype.type(largest(stored)))
     with np.errstate(all="ignore"):
-        beyond = np.abs(want) > limit
-        want = np.where(beyond, np.copysign(np.inf, want), want)
-        error = np.abs(got - want)
+        overflowed = np.isinf(got) & (np.sign(got) == np.sign(want)) & ~np.isnan(want)
+        error = np.where(overflowed, np.fmax(limit - np.abs(want), 0), np.abs(got - want))
         units = np.asarray(error / unit, np.float64)
-        same = (got == want) | (np.isnan(got) & np.isnan(want))
-        near = np.isinf(got) != np.isinf(want)
-        edge = near & (np.abs(np.abs(quantity.comparable(quantity.value)) - limit) <= unit + limit * unit_roundoff(stored))
-        edge &= np.where(np.isinf(got), np.sign(got) == np.sign(want), np.isfinite(got))
-        units = np.where(same | edge, 0.0, np.where(np.isfinite(units), units, np.inf))
-    return np.asarray(units)
+        same = (error == 0) | (np.isnan(got) & np.isnan(want))
+    return np.where(same, 0.0, np.where(np.isnan(units), np.inf, units))
 
 
 def bound(terms: int) -> float:

@@ -257,7 +257,7 @@ BIG = largest("float16")
         (-np.inf, -np.inf, 0.5, 0),
         (np.nan, 1.0, 0.5, np.inf),
         (1.0, np.nan, 0.5, np.inf),
-        (np.inf, 1.0, 0.5, np.inf),
+        (np.inf, 1.0, 0.5, 2 * (largest("float32") - 1)),
         (1.0, np.inf, 0.5, np.inf),
         (-np.inf, np.inf, 0.5, np.inf),
         (np.nan, np.inf, 0.5, np.inf),
@@ -274,14 +274,14 @@ def test_error_in_units(got, want, unit_, units):
     [
         (np.inf, 2 * BIG, 1.0, 0),  # overflows: inf is right
         (-np.inf, -2 * BIG, 1.0, 0),
-        (BIG, 2 * BIG, 1.0, np.inf),
+        (BIG, 2 * BIG, 1.0, BIG),
         (-np.inf, 2 * BIG, 1.0, np.inf),
         (np.nan, 2 * BIG, 1.0, np.inf),
-        (BIG, BIG + 8, 1.0, 0),  # within a roundoff of the largest number: either
+        (BIG, BIG + 8, 1.0, 8),  # near the largest number the error is a distance, as anywhere
         (np.inf, BIG + 8, 1.0, 0),
-        (np.inf, BIG - 8, 1.0, 0),
+        (np.inf, BIG - 8, 1.0, 8),
         (-np.inf, BIG - 8, 1.0, np.inf),
-        (np.inf, BIG / 2, 1.0, np.inf),
+        (np.inf, BIG / 2, 1.0, BIG / 2),
     ],
 )
 def test_overflow_of_the_stored_dtype(got, want, unit_, units):
