@@ -341,7 +341,10 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     of the same dtype, or float32 beside half input. A channels_last input gives a channels_last output.
 
     Differs from the native: a step that raises changes no statistics and no counter; an empty batch changes no counter;
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` loses ``running_variance`` and ``single_value``.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` loses ``running_variance`` and ``single_value``; eps=0 is allowed.
+
+    Soundness costs time in training on the CPU, and nowhere else (forward; forward and backward; against the native on
+    16x64x56x56): channels_last 1.8; 1.4, float16 and bfloat16 2.3 to 3.3; 1.5 to 1.9. float64 pays too.
 
     Raises:
         ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).

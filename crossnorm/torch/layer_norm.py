@@ -78,6 +78,9 @@ class LayerNorm(Layer, nn.LayerNorm):
     Shapes: input and output (*batch, *normalized_shape), float16, bfloat16, float32 or float64; parameters of the same
     dtype, or float32 beside half input.
 
+    Soundness costs time for shapes of less than 16 values, and only where the input asks for its gradient: about 1.5 times as
+    long forward, 1.3 forward and backward.
+
     Raises:
         ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
         ShapeError, DtypeError: the input has the wrong shape or dtype.

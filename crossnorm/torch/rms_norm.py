@@ -72,6 +72,9 @@ class RMSNorm(Layer, nn.RMSNorm):
     Shapes: input and output (*batch, *normalized_shape), float16, bfloat16, float32 or float64; parameters of the same
     dtype, or float32 beside half input.
 
+    Where the input asks for its gradient the forward takes 1.1 times as long as the native's, whose gradient underflows for
+    large input (1e15 in float32); forward and backward together take 0.95.
+
     Raises:
         ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
         ShapeError, DtypeError: the input has the wrong shape or dtype.

@@ -229,7 +229,7 @@ def test_biased_running_variance_is_smaller_by_the_correction() -> None:
         X(10, 3),
     )
     biased(x), unbiased(x)
-    torch.testing.assert_close(biased.running_var * 9 / 8, unbiased.running_var)
+    torch.testing.assert_close(biased.running_var * 10 / 9, unbiased.running_var)
 
 
 def test_cumulative_average_of_instance_norm() -> None:
