@@ -232,7 +232,11 @@ def standardize_rows(
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, *parameters: tf.Tensor):
-        deviation = x - average(x) if centered else x
+        deviation = x
+        if centered:
+            # The first mean carries the error of its sum, which is all there is where x is constant; the second takes it off.
+            deviation = x - average(x)
+            deviation = deviation - average(deviation)
         r = tf.math.rsqrt(average(deviation * deviation) + eps)
         numerator = deviation if subtract_mean == centered else x
         xhat = numerator * r

@@ -24,8 +24,8 @@ class AxisError(SpecError, IndexError):
     """An axis that the input does not have; Keras raises ``IndexError``."""
 
 
-class ShapeError(SpecError, tf.errors.InvalidArgumentError):
-    """An input whose shape does not fit the layer; Keras raises ``ValueError`` or ``InvalidArgumentError``."""
+class ShapeError(AxisError, tf.errors.InvalidArgumentError):
+    """An input whose shape does not fit the layer; Keras raises ``ValueError``, ``IndexError`` or ``InvalidArgumentError``."""
 
     # Keras rebuilds a TensorFlow error to add the call's arguments, with TensorFlow's four; this asks it not to.
     _keras_call_info_injected = True

@@ -91,6 +91,10 @@ class InstanceNormalization(ChannelLayer, keras.layers.Layer):
             or ``"instance_mean_biased"``.
         single_value: what happens with one position: ``"zero"``: y = beta, or ``"raise"``.
 
+    Speed, against `keras.layers.GroupNormalization` with ``groups=-1`` on one processor thread in float32: channels first 1.0
+    and 0.85 times its time (forward, with the gradient), channels last 1.4 and 1.15 times: the second look at the mean buys
+    that a constant channel stays within two rounding units, where the native is off by 100,000.
+
     Shapes: rank 3 or more, the batch first, with a known size along ``axis``.
 
     Raises:

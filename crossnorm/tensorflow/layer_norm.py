@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Self
 import keras
 import tensorflow as tf
 
-from crossnorm.errors import Unsupported
 from crossnorm.spec import INFERENCE, LayerNormSpec, Mode
 
 from ._arithmetic import standardize_rows
@@ -55,7 +54,11 @@ class LayerNormalization(RowLayer, keras.layers.LayerNormalization):
     """Layer normalization: `keras.layers.LayerNormalization` that obeys `crossnorm.spec.LayerNormSpec`.
 
     Arguments, defaults, weights and files are those of the native layer, the deprecated ``rms_scaling=True`` included:
-    it is ``LayerNormSpec(subtract_mean=False)`` without beta. ``axis`` stays what was given also after ``build``.
+    it is ``LayerNormSpec(subtract_mean=False)`` without beta. ``axis`` stays what was given also after ``build``. Added, by
+    keyword only:
+
+    Args:
+        subtract_mean: False keeps the mean in the numerator, as ``rms_scaling=True`` does, with any scale and offset.
 
     Shapes: any rank with known sizes along ``axis``.
 
@@ -87,6 +90,8 @@ class LayerNormalization(RowLayer, keras.layers.LayerNormalization):
         gamma_regularizer: Any = None,
         beta_constraint: Any = None,
         gamma_constraint: Any = None,
+        *,
+        subtract_mean: bool = True,
         **kwargs: Any,
     ) -> None:
         self._check_axis(axis)
@@ -103,6 +108,7 @@ class LayerNormalization(RowLayer, keras.layers.LayerNormalization):
             gamma_constraint=gamma_constraint,
             **kwargs,
         )
+        self.subtract_mean = subtract_mean
         self._spec((1,))
 
     def _spec(self, sizes: tuple[int, ...]) -> LayerNormSpec:
@@ -111,7 +117,7 @@ class LayerNormalization(RowLayer, keras.layers.LayerNormalization):
             eps=self._eps(),
             scale=bool(self.scale or self.rms_scaling),
             offset=bool(self.center and not self.rms_scaling),
-            subtract_mean=not self.rms_scaling,
+            subtract_mean=self.subtract_mean and not self.rms_scaling,
         )
 
     @classmethod
@@ -123,15 +129,14 @@ class LayerNormalization(RowLayer, keras.layers.LayerNormalization):
         [-2, -1]
         """
         cls._check_method(spec)
-        if not spec.subtract_mean and (spec.offset or not spec.scale):
-            raise Unsupported(
-                f"{cls.__name__}: subtract_mean=False with scale={spec.scale}, offset={spec.offset} has no Keras layer; "
-                "rms_scaling=True means scale=True, offset=False: choose these, or use crossnorm.tensorflow.functional"
-            )
-        layer = cls(axis=cls._axis_of(spec, axis), epsilon=spec.eps, center=spec.offset, scale=spec.scale, **keras_kwargs)
-        # Set here and not as an argument, with which Keras warns; the specification asked for it knowingly.
-        layer.rms_scaling = not spec.subtract_mean
-        return layer._promising(spec)
+        return cls(
+            axis=cls._axis_of(spec, axis),
+            epsilon=spec.eps,
+            center=spec.offset,
+            scale=spec.scale,
+            subtract_mean=spec.subtract_mean,
+            **keras_kwargs,
+        )._promising(spec)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = self._find_rows(input_shape)
@@ -140,3 +145,6 @@ class LayerNormalization(RowLayer, keras.layers.LayerNormalization):
     def call(self, inputs: Tensor) -> Tensor:
         y, _ = layer_norm(self.spec, inputs, self._parameters(), {}, INFERENCE, axis=self.axis)
         return tf.cast(y, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "subtract_mean": self.subtract_mean}

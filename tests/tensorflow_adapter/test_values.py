@@ -26,7 +26,7 @@ ROW_SPECS = {
     "layer": crossnorm.LayerNormSpec(shape=6),
     "layer-bare": crossnorm.LayerNormSpec(shape=6, scale=False, offset=False),
     "layer-two": crossnorm.LayerNormSpec(shape=(5, 6), scale=False),
-    "layer-uncentered": crossnorm.LayerNormSpec(shape=6, subtract_mean=False, offset=False),
+    "layer-uncentered": crossnorm.LayerNormSpec(shape=6, subtract_mean=False),
     "rms": crossnorm.RMSNormSpec(shape=6),
     "rms-bare": crossnorm.RMSNormSpec(shape=(5, 6), scale=False),
 }
