@@ -196,6 +196,23 @@ def affine(xhat: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
     return xhat
 
 
+def few(count: int) -> bool:
+    """Whether so few values share their statistics that two close ones may decide them."""
+    return count < 8
+
+
+def pilot(x: Tensor, axes: list[int], sample: Tensor) -> Tensor:
+    """A mean to take away from ``x``, in its dtype. ``sample`` is a part of ``x`` that tells the spread.
+
+    For half input 0 where the mean is not large. Where it is, ``x`` is so close to it that the difference is exact.
+    """
+    mean = x.detach().mean(axes, keepdim=True, dtype=wide(x))
+    if x.dtype == torch.float32 or x.dtype == torch.float64:
+        return mean
+    spread = (sample.detach() - mean).abs().mean(axes, keepdim=True)
+    return torch.where(mean.abs() > 8 * spread, mean, torch.zeros_like(mean)).to(x.dtype)
+
+
 def per_channel(values: Tensor | None, rank: int) -> Tensor | None:
     """One value per channel, shaped to meet (batch, channel, *spatial)."""
     return None if values is None else values.reshape([1, -1] + [1] * (rank - 2))

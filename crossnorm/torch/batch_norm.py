@@ -17,16 +17,16 @@ from ._base import (
     check_channels,
     check_dtype,
     decay_of,
+    few,
     momentum_of,
     per_channel,
+    pilot,
     positions,
     sound,
     standardize,
     transformed,
     watched,
 )
-
-FEW = 8
 
 
 def normalize(
@@ -41,40 +41,30 @@ def normalize(
     count = x.size(0) * positions(x)
     half = x.dtype == torch.float16 or x.dtype == torch.bfloat16
     visible = not transformed()
-    if count < FEW or (x.is_cpu and visible and not half and (channels_last(x) or x.dtype == torch.float64)):
+    if few(count) or (x.is_cpu and visible and not half and (channels_last(x) or x.dtype == torch.float64)):
         y, own_mean, own_variance = _accurate(x, scale, offset, eps)
         if mean is not None and variance is not None:
             mean.copy_(own_mean.flatten())
             variance.copy_(own_variance.flatten())
         return y
-    pilot: Tensor | None = None
+    taken: Tensor | None = None
     if x.is_cpu and visible and half:
-        # Rounded to the dtype of x: where that matters, x is so close to it that the difference is exact.
-        pilot = _pilot(x)
-        x = x - pilot
+        taken = pilot(x, [0] + list(range(2, x.dim())), x[:1])  # noqa: RUF005 (TorchScript has no starred lists)
+        x = x - taken
     if mean is None or variance is None:
         return torch.batch_norm(x, scale, offset, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)
     # With momentum 1 the kernel leaves the batch's own statistics, the variance in its unbiased form.
     rest, unbiased = torch.zeros_like(mean), torch.zeros_like(variance)
     y = torch.batch_norm(x, scale, offset, rest, unbiased, True, 1.0, eps, torch.backends.cudnn.enabled)
-    mean.copy_(rest if pilot is None else rest + pilot.flatten())
+    mean.copy_(rest if taken is None else rest + taken.flatten())
     variance.copy_(unbiased * ((count - 1) / count))
     return y
-
-
-def _pilot(x: Tensor) -> Tensor:
-    """The mean of each channel of half input; 0 where it is not large, so that the subtraction loses nothing."""
-    x = x.detach()
-    axes = [0] + list(range(2, x.dim()))  # noqa: RUF005 (TorchScript has no starred lists)
-    mean = x.mean(axes, keepdim=True, dtype=torch.float32)
-    spread = (x[:1] - mean).abs().mean(axes, keepdim=True)  # one sample tells enough
-    return torch.where(mean.abs() > 8 * spread, mean, torch.zeros_like(mean)).to(x.dtype)
 
 
 def _accurate(x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Output, mean and variance with sums that keep their digits: by parts of the native kernel, or in plain steps."""
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks at this condition alone)
-        if not watched(x) and x.size(0) * positions(x) >= FEW:
+        if not watched(x) and not few(x.size(0) * positions(x)):
             return _Accurate.apply(x, scale, offset, eps)
     axes = [0] + list(range(2, x.dim()))  # noqa: RUF005
     return standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, eps)
