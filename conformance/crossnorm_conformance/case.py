@@ -33,7 +33,9 @@ REGIMES = (
 )
 
 _SPREAD = {"float32": 1e15, "bfloat16": 1e15, "float64": 1e100, "float16": 1e3}
-# Outputs leave the range of their dtype while every intermediate result stays inside, of ``a * x + b`` too.
+# Outputs leave the range of their dtype while every intermediate result stays inside, of ``a * x + b`` too. The spread
+# keeps a = scale / sqrt(variance) inside, the small scale and the positive mean keep b = offset - mean * a.
+_OVERFLOW_SPREAD = 64.0
 _OVERFLOW_SCALE = 0.15
 _OVERFLOW_OFFSET = 0.8
 _OVERFLOW_SCALE_ALONE = 0.8
@@ -136,7 +138,6 @@ def draw(case: Case, seed: int) -> Arrays:
         if case.defaults:
             values[array.name] = np.full(array.shape, array.initial)
         elif array.name == "running_mean":
-            # Positive in the regime that overflows: offset - mean * scale / std must not be what overflows.
             shift = random.uniform(0, 1, array.shape) if case.regime == "overflow" else random.standard_normal(array.shape)
             values[array.name] = channel_offset + channel_spread * shift
         elif array.name == "running_variance":
@@ -157,7 +158,7 @@ def _offset_and_spread(case: Case, random: np.random.Generator) -> tuple[Array, 
         "offset_1e2": 1e2,
         "offset_1e4": 1e4,
     }
-    spreads = {"small": 1 / _SPREAD[case.dtype], "large": _SPREAD[case.dtype]}
+    spreads = {"small": 1 / _SPREAD[case.dtype], "large": _SPREAD[case.dtype], "overflow": _OVERFLOW_SPREAD}
     if case.regime == "mixed":
         decades = 2 if case.dtype == "float16" else 3
         signs = random.choice((-1.0, 1.0), ones.shape)
@@ -189,7 +190,7 @@ def _parameter(case: Case, name: str, shape: tuple[int, ...], initial: float, ra
         return np.full(shape, initial)
     value = random.uniform(0.5, 1.5, shape) * random.choice((-1.0, 1.0), shape)
     if case.regime == "overflow":
-        alone = not hasattr(case.spec, "offset")
+        alone = not getattr(case.spec, "offset", False)
         share = {"scale": _OVERFLOW_SCALE_ALONE if alone else _OVERFLOW_SCALE, "offset": _OVERFLOW_OFFSET}[name]
         return random.uniform(0.9, 1.0, shape) * share * largest(case.dtype)
     return value

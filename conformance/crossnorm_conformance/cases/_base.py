@@ -96,7 +96,7 @@ def normalized_of(
     variant: Mapping[str, Any], shape: tuple[int, ...], regime: str, offset: bool
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
     """The same for (*batch, *normalized); the entry ``dimensions`` of the variant says how many are normalized, ``offset``
-    whether the method knows an offset."""
+    whether there can be one."""
     fields = _fields(variant, regime, offset)
     dimensions = fields.pop("dimensions")
     batch, normalized = shape[:-dimensions], shape[-dimensions:]

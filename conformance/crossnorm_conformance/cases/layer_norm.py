@@ -21,7 +21,7 @@ AXES = Axes(
 
 
 def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[LayerNormSpec, tuple[int, ...]]:
-    fields, shape = normalized_of(AXES.variants[variant], shape, regime, offset=True)
+    fields, shape = normalized_of(AXES.variants[variant], shape, regime, offset=variant != "keep_mean")
     return LayerNormSpec(**fields), shape
 
 
