@@ -334,7 +334,7 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` loses ``running_variance`` and ``single_value``; eps=0 is allowed.
 
     Soundness costs time in training on the CPU, and nowhere else (forward; forward and backward; against the native on
-    16x64x56x56): channels_last 1.8; 1.4, float16 and bfloat16 2.3 to 3.3; 1.5 to 1.9. float64 pays too.
+    16x64x56x56): channels_last 2.1; 1.3, float16 and bfloat16 2.5 to 3.3; 1.5 to 1.9. float64 pays too.
 
     Raises:
         ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
