@@ -96,7 +96,8 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
 
     Raises:
         SpecError: an attribute that breaks a rule of the specification, at construction or, if it was set later, at the
-            next call; an input of another shape than the layer was built for, or of a dtype that is no number.
+            next call; an input of another shape than the layer was built for, or of a dtype that is not floating point
+            (the native layer casts integers).
 
     References:
         Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2.
@@ -232,11 +233,6 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
         if mode.update_running:
             self._assign(state)
         return tf.cast(y, self.compute_dtype)
-
-    def _check_dtype(self, dtype: tf.DType) -> None:
-        # The native layer casts integers to floating point and is right; other layers round the result to an integer.
-        if dtype.is_complex or not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
-            super()._check_dtype(dtype)
 
     def get_config(self) -> dict[str, Any]:
         ours = {name: getattr(self, name) for name in ("running_variance", "single_value", "track_running_stats")}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from crossnorm import NormSpec, preset
@@ -72,11 +73,10 @@ def cover(axes: Axes, build: Any) -> list[Case]:
 def large_cases(build: Any, variant: str, shape: tuple[int, ...], layout: str) -> list[Case]:
     """Sums over many values, where accumulation errors show: the regimes and dtypes in which natives are known to suffer."""
     cases = []
-    for regime in ("offset_1e4", "mixed"):
-        for dtype in ("float32", "bfloat16"):
-            spec, size = build(variant, shape, regime)
-            row = {"variant": variant, "layout": layout, "dtype": dtype, "regime": regime, "mode": "train"}
-            cases.append(Case(spec=spec, shape=size, **row))
+    for regime, dtype in product(("offset_1e4", "mixed"), ("float32", "bfloat16")):
+        spec, size = build(variant, shape, regime)
+        row = {"variant": variant, "layout": layout, "dtype": dtype, "regime": regime, "mode": "train"}
+        cases.append(Case(spec=spec, shape=size, **row))
     return cases
 
 

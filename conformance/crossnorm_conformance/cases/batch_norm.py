@@ -30,6 +30,7 @@ def cases() -> list[Case]:
     return (
         cover(AXES, _build)
         + large_cases(_build, "biased", (32, 4, 56, 56), "channels_last")
+        + large_cases(_build, "unbiased", (16, 4, 56, 56), "channels_last")
         + default_cases("batch_norm", (4, 6, 5, 3), channels=6)
     )
 
