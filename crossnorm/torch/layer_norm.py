@@ -17,7 +17,9 @@ def normalize(
     """Standardise the trailing dimensions ``shape``.
 
     The native kernel where it is sound. Its gradient is not for short shapes (it evaluates ``a * g + b * x + c``, which
-    cancels where the mean is large): there a detached mean, on which the result does not depend, is taken away first.
+    cancels where the mean is large): there a detached mean, on which the result does not depend, is taken away first; so it
+    is for a single value, of which nothing must be left. Nor is it for the parameters beside half input on the CPU, where it
+    adds up rows in half precision: it gets float32.
     """
     axes = list(range(x.dim() - len(shape), x.dim()))
     if not subtract_mean:
@@ -29,11 +31,22 @@ def normalize(
     size = 1
     for extent in shape:
         size *= extent
-    if size < 16 and x.requires_grad and (x.dtype == torch.float32 or x.dtype == torch.float64):
+    dtype = x.dtype
+    if x.is_cpu and wide(x) != dtype and torch.is_grad_enabled() and (learned(scale) or learned(offset)):
+        x, scale, offset = x.to(wide(x)), widened(scale), widened(offset)
+    if size == 1 or (size < 16 and x.requires_grad and wide(x) == x.dtype):
         x = x - x.detach().mean(axes, keepdim=True)
     if scale is None and offset is not None:
         scale = torch.ones_like(offset)  # the kernel's gradient wants both beside half input
-    return torch.layer_norm(x, shape, scale, offset, eps, torch.backends.cudnn.enabled)
+    return torch.layer_norm(x, shape, scale, offset, eps, torch.backends.cudnn.enabled).to(dtype)
+
+
+def learned(parameter: Tensor | None) -> bool:
+    return parameter is not None and parameter.requires_grad
+
+
+def widened(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.float()
 
 
 def layer_norm(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossnorm.spec import Mode, RMSNormSpec
 
-from ._base import Layer, affine, built, check_dtype, check_normalized, reciprocal_root, sound, wide
+from ._base import InputError, Layer, affine, built, check_dtype, check_normalized, reciprocal_root, sound, wide
 
 
 def normalize(x: Tensor, shape: list[int], scale: Tensor | None, eps: float) -> Tensor:
@@ -36,7 +36,8 @@ def rms_norm(
         mode: has no influence.
 
     Raises:
-        ShapeError: the input does not end in the normalized shape.
+        InputError: the input has fewer dimensions than the normalized shape.
+        ShapeError: it does not end in the normalized shape.
         DtypeError: an integer input, or dtypes that do not go together.
 
     >>> from crossnorm.spec import TRAIN
@@ -48,6 +49,8 @@ def rms_norm(
 
 
 def check(who: str, x: Tensor, shape: list[int], scale: Tensor | None) -> None:
+    if x.dim() < len(shape):
+        raise InputError(f"{who}: input of shape {list(x.shape)} has fewer dimensions than the normalized shape {shape}")
     check_normalized(who, x, shape)
     check_dtype(who, x, scale)
 
@@ -77,7 +80,7 @@ class RMSNorm(Layer, nn.RMSNorm):
 
     Raises:
         ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
-        ShapeError, DtypeError: the input has the wrong shape or dtype.
+        InputError, ShapeError, DtypeError: the input has the wrong rank, shape or dtype.
 
     Source: Zhang and Sennrich 2019, arXiv:1910.07467, equation (4), without its bias.
 

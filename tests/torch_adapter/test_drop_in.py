@@ -157,7 +157,8 @@ REFUSED_AT_CALL = [
     ("GroupNorm", {}, X(6)), ("GroupNorm", {}, X(2, 9, 3)), ("GroupNorm", {"affine": False}, X(2, 7, 3)),
     ("GroupNorm", {}, torch.ones(2, 6, 3, dtype=torch.int64)),
     ("LayerNorm", {}, X(2, 5)), ("LayerNorm", {}, torch.ones(2, 6, dtype=torch.int64)), ("LayerNorm", {}, X(2, 6).double()),
-    ("RMSNorm", {}, X(2, 5)), ("RMSNorm", {}, torch.ones(2, 6, dtype=torch.int64)),
+    ("RMSNorm", {}, X(2, 5)), ("RMSNorm", {}, torch.tensor(1.0)), ("LayerNorm", {}, torch.tensor(1.0)),
+    ("RMSNorm", {}, torch.ones(2, 6, dtype=torch.int64)),
 ]  # fmt: skip
 
 
