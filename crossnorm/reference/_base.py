@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm.spec import Mode, NormSpec
+from crossnorm.spec import NormSpec
 
 Array = NDArray[Any]
 
@@ -115,11 +115,17 @@ def affine(xhat: Array, scale: Array | None, offset: Array | None) -> tuple[Arra
     return y, magnitude
 
 
-def gradient_sum(terms: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Quantity:
-    """A parameter's gradient: ``terms`` summed over ``axes``. Each element is a group of its own."""
-    value = sum_over(terms, axes).reshape(shape)
-    magnitude = np.sqrt(sum_over(np.abs(terms) ** 2, axes)).reshape(shape)
-    return Quantity(value, magnitude, shape)
+def parameter_gradients(
+    parameters: Mapping[str, Array], upstream: Array, xhat: Array, axes: tuple[int, ...]
+) -> dict[str, Quantity]:
+    """The gradients of scale and offset: sums over ``axes`` of one term per value. Each element is a group of its own."""
+    terms = {"scale": upstream * xhat, "offset": upstream}
+    gradients = {}
+    for name, parameter in parameters.items():
+        value = sum_over(terms[name], axes).reshape(parameter.shape)
+        magnitude = np.sqrt(sum_over(np.abs(terms[name]) ** 2, axes)).reshape(parameter.shape)
+        gradients[name] = Quantity(value, magnitude, parameter.shape)
+    return gradients
 
 
 def per_channel(values: Array | None, rank: int) -> Array | None:
@@ -159,6 +165,3 @@ def expect(spec: NormSpec, x: Array, rank: int) -> None:
     """Refuse an input of too low a rank in the name of the specification."""
     if x.ndim < rank:
         raise ValueError(f"{type(spec).__name__}: an input of shape {x.shape} has fewer than {rank} dimensions")
-
-
-__all__ = ["Array", "Forward", "Mode", "Quantity"]

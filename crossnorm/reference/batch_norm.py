@@ -13,8 +13,8 @@ from ._base import (
     Standardized,
     affine,
     expect,
-    gradient_sum,
     keep_running,
+    parameter_gradients,
     per_channel,
     standardize,
     standardize_backward,
@@ -50,8 +50,7 @@ def backward(
     s = _standardized(spec, x, state, mode)
     scale = per_channel(parameters.get("scale"), x.ndim)
     dx, magnitude = standardize_backward(s, upstream if scale is None else upstream * scale)
-    terms = {"scale": upstream * s.xhat, "offset": upstream}
-    gradients = {name: gradient_sum(terms[name], _group(x), (spec.channels,)) for name in parameters}
+    gradients = parameter_gradients(parameters, upstream, s.xhat, _group(x))
     return {"x": Quantity(dx, magnitude, x.shape, _group(x)), **gradients}
 
 

@@ -11,7 +11,7 @@ from ._base import (
     Standardized,
     affine,
     expect,
-    gradient_sum,
+    parameter_gradients,
     per_channel,
     standardize,
     standardize_backward,
@@ -39,9 +39,7 @@ def backward(
     scale = per_channel(parameters.get("scale"), x.ndim)
     g = upstream if scale is None else upstream * scale
     dx, magnitude = standardize_backward(s, g.reshape(s.xhat.shape))
-    terms = {"scale": upstream * s.xhat.reshape(x.shape), "offset": upstream}
-    summed = (0, *range(2, x.ndim))
-    gradients = {name: gradient_sum(terms[name], summed, (spec.channels,)) for name in parameters}
+    gradients = parameter_gradients(parameters, upstream, s.xhat.reshape(x.shape), (0, *range(2, x.ndim)))
     return {"x": Quantity(dx.reshape(x.shape), magnitude.reshape(x.shape), s.xhat.shape, s.axes), **gradients}
 
 

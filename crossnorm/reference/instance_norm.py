@@ -13,8 +13,8 @@ from ._base import (
     Standardized,
     affine,
     expect,
-    gradient_sum,
     keep_running,
+    parameter_gradients,
     per_channel,
     standardize,
     standardize_backward,
@@ -53,9 +53,7 @@ def backward(
     s = _standardized(spec, x, state, mode)
     scale = per_channel(parameters.get("scale"), x.ndim)
     dx, magnitude = standardize_backward(s, upstream if scale is None else upstream * scale)
-    terms = {"scale": upstream * s.xhat, "offset": upstream}
-    summed = (0, *range(2, x.ndim))
-    gradients = {name: gradient_sum(terms[name], summed, (spec.channels,)) for name in parameters}
+    gradients = parameter_gradients(parameters, upstream, s.xhat, (0, *range(2, x.ndim)))
     return {"x": Quantity(dx, magnitude, x.shape, _group(s, x)), **gradients}
 
 

@@ -13,7 +13,7 @@ from ._base import (
     affine,
     average,
     expect,
-    gradient_sum,
+    parameter_gradients,
     standardize,
     standardize_backward,
 )
@@ -49,9 +49,7 @@ def backward(
         xhat = x * s.rstd
         projection = s.xhat * average(g * xhat, s.axes)
         dx, magnitude = s.rstd * (g - projection), np.abs(s.rstd) * (np.abs(g) + np.abs(projection))
-    terms = {"scale": upstream * xhat, "offset": upstream}
-    batch = tuple(range(x.ndim - len(spec.shape)))
-    gradients = {name: gradient_sum(terms[name], batch, spec.shape) for name in parameters}
+    gradients = parameter_gradients(parameters, upstream, xhat, tuple(range(x.ndim - len(spec.shape))))
     return {"x": Quantity(dx, magnitude, x.shape, s.axes), **gradients}
 
 

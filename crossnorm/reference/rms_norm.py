@@ -6,7 +6,7 @@ import numpy as np
 
 from crossnorm.spec import Mode, RMSNormSpec
 
-from ._base import Array, Forward, Quantity, affine, average, expect, gradient_sum
+from ._base import Array, Forward, Quantity, affine, average, expect, parameter_gradients
 
 
 def forward(spec: RMSNormSpec, x: Array, parameters: Mapping[str, Array], state: Mapping[str, Array], mode: Mode) -> Forward:
@@ -30,8 +30,7 @@ def backward(
     g = upstream if scale is None else upstream * scale
     projection = xhat * average(g * xhat, axes)
     dx, magnitude = rrms * (g - projection), np.abs(rrms) * (np.abs(g) + np.abs(projection))
-    batch = tuple(range(x.ndim - len(spec.shape)))
-    gradients = {name: gradient_sum(upstream * xhat, batch, spec.shape) for name in parameters}
+    gradients = parameter_gradients(parameters, upstream, xhat, tuple(range(x.ndim - len(spec.shape))))
     return {"x": Quantity(dx, magnitude, x.shape, axes), **gradients}
 
 
