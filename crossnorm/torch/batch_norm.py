@@ -1,6 +1,7 @@
 """Batch normalization for PyTorch."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -70,47 +71,71 @@ def _accurate(x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float
     return standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, eps)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel: of short runs by the native kernel, which then are put together."""
-    channels = x.size(1)
-    if channels_last(x) and x.movedim(1, -1).is_contiguous():
-        rows = x.numel() // channels
-        runs = rows // _run(rows)
-        view = x.movedim(1, -1).reshape(1, rows // runs, 1, runs * channels).permute(0, 3, 1, 2)
-        mean, variance = (part.view(runs, channels) for part in torch.batch_norm_update_stats(view, None, None, 0.0))
-    else:
-        runs = positions(x) // _run(positions(x))
-        view = x.reshape(1, x.size(0) * channels * runs, -1)
-        parts = torch.batch_norm_update_stats(view, None, None, 0.0)
-        mean, variance = (part.view(-1, channels, runs).movedim(2, 0).reshape(-1, channels) for part in parts)
-    whole = mean.mean(0)
-    return whole, (variance + (mean - whole).square()).mean(0)
+class _Runs:
+    """``x`` as many short runs of equal length, each of one channel: for the native kernels a tensor of more channels.
 
-
-def _run(count: int) -> int:
-    """The length of runs of equal length that ``count`` values are cut into, at most 16.
-
-    >>> _run(784)
-    16
+    Their sums keep their digits, as a run has few terms. Values per channel meet the runs as (outer, channel, inner).
     """
-    return max(length for length in range(1, 17) if count % length == 0)
+
+    def __init__(self, x: Tensor, longest: int):
+        channels = x.size(1)
+        self.shape = x.shape
+        self.last = channels_last(x) and x.movedim(1, -1).is_contiguous()
+        self.length = _divisor(x.numel() // channels if self.last else positions(x), longest)
+        runs = x.numel() // self.length // channels
+        self.grid = (runs, channels, 1) if self.last else (x.size(0), channels, runs // x.size(0))
+
+    def view(self, x: Tensor) -> Tensor:
+        """(1, run, length), the memory format kept."""
+        if self.last:
+            return x.movedim(1, -1).reshape(1, self.length, 1, -1).permute(0, 3, 1, 2)
+        return x.reshape(1, -1, self.length)
+
+    def back(self, view: Tensor) -> Tensor:
+        if self.last:
+            return view.permute(0, 2, 3, 1).reshape(self.shape[0], *self.shape[2:], self.shape[1]).movedim(-1, 1)
+        return view.reshape(self.shape)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value per channel to one per run."""
+        return values[:, None].expand(self.grid).reshape(-1)
+
+    def parts(self, values: Tensor) -> Tensor:
+        """One value per run, as (parts, channel)."""
+        return values.view(self.grid).movedim(1, -1).reshape(-1, self.grid[1])
+
+
+@cache
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of ``count`` that is at most ``most``.
+
+    >>> _divisor(784, 128)
+    112
+    """
+    return next(length for length in range(most, 0, -1) if count % length == 0)
 
 
 class _Accurate(torch.autograd.Function):
-    """The native kernels, given our statistics. A gradient of the gradient goes through the plain steps."""
+    """The native kernels on runs: short ones for statistics, long and faster ones for parameter gradients.
+
+    A gradient of the gradient goes through the plain steps.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean, variance = _statistics(x)
+        runs = _Runs(x, 16)
+        mean, variance = (runs.parts(part) for part in torch.batch_norm_update_stats(runs.view(x), None, None, 0.0))
+        whole = mean.mean(0)
+        variance = (variance + (mean - whole).square()).mean(0)
         ctx.eps = eps
-        ctx.save_for_backward(x, scale, offset, mean, (variance + eps).rsqrt())
-        ctx.mark_non_differentiable(mean, variance)
+        ctx.save_for_backward(x, scale, offset, whole, variance)
+        ctx.mark_non_differentiable(whole, variance)
         ctx.set_materialize_grads(False)
-        return normalize_with(x, scale, offset, eps, mean, variance), mean, variance
+        return normalize_with(x, scale, offset, eps, whole, variance), whole, variance
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        x, scale, offset, mean, rstd = ctx.saved_tensors
+        x, scale, offset, mean, variance = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if gradient is None:
             return None, None, None, None
@@ -120,10 +145,23 @@ class _Accurate(torch.autograd.Function):
             wanted = [tensor for tensor, need in zip((x, scale, offset), needed, strict=True) if need]
             found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
             return *(next(found) if need else None for need in needed), None
-        gradients = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, scale, None, None, mean, rstd, True, ctx.eps, list(needed)
+        runs = _Runs(x, 2048)
+        numbers, upstream = runs.view(x), runs.view(gradient)
+        _, *sums = torch.ops.aten.native_batch_norm_backward(
+            upstream, numbers, None, runs.spread(mean), runs.spread(variance), None, None, False, ctx.eps, [False, True, True]
         )
-        return *(found if need else None for found, need in zip(gradients, needed, strict=True)), None
+        dscale, doffset = (runs.parts(part).sum(0) for part in sums)
+        dx = None
+        if needed[0]:
+            rstd = (variance + ctx.eps).rsqrt()
+            of_gradient = rstd if scale is None else rstd * scale
+            of_x = of_gradient * rstd * dscale / -(x.numel() // x.size(1))
+            constant = of_gradient * doffset / -(x.numel() // x.size(1)) - of_x * mean
+            of_gradient, of_x, constant = (
+                per_channel(runs.spread(factor), numbers.dim()) for factor in (of_gradient, of_x, constant)
+            )
+            dx = runs.back(torch.addcmul(constant, numbers, of_x).addcmul_(upstream, of_gradient))
+        return dx, dscale if needed[1] else None, doffset if needed[2] else None, None
 
 
 def normalize_with(
