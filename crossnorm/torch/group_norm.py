@@ -31,9 +31,9 @@ def normalize(x: Tensor, groups: int, scale: Tensor | None, offset: Tensor | Non
     """Standardise each group of each sample.
 
     The native kernel where it is sound. On the CPU it is not for channels_last (``E[x^2] - E[x]^2``), which is made contiguous
-    first; nor for float64, whose values it adds up one by one, and half input that has lost its spread: there a detached mean
-    is taken away first, on which the result does not depend. Nowhere it is for groups of a few values, where ``a * x + b``,
-    which it evaluates, cancels.
+    first; nor for float64, whose values it adds up one by one, and half input that has lost its spread: in all three cases a
+    detached mean is taken away first, on which the result does not depend. Nowhere it is for groups of a few values, where
+    ``a * x + b``, which it evaluates, cancels.
     """
     channels_last_input = x.is_cpu and channels_last(x)
     if channels_last_input:
@@ -42,7 +42,7 @@ def normalize(x: Tensor, groups: int, scale: Tensor | None, offset: Tensor | Non
         y, _, _ = standardize(x.to(wide(x)).reshape(x.size(0), groups, -1), None, None, [2], eps)
         y = affine(y.reshape(x.shape), per_channel(scale, x.dim()), per_channel(offset, x.dim())).to(x.dtype)
     else:
-        if x.is_cpu and x.dtype != torch.float32:
+        if x.is_cpu and (x.dtype != torch.float32 or (channels_last_input and x.requires_grad)):
             grouped = x.reshape(x.size(0), groups, -1)
             sample = grouped[:, :, :: 1 + grouped.size(2) // 64]
             x = (grouped - pilot(grouped, [2], sample)).reshape(x.shape)
