@@ -146,6 +146,12 @@ def check_normalized(who: str, x: Tensor, shape: list[int]) -> None:
         raise ShapeError(f"{who}: input of shape {list(x.shape)} does not end in the normalized shape {shape}")
 
 
+def check_statistics(who: str, mean: Tensor | None, variance: Tensor | None) -> None:
+    """Both or neither, on a layer whose buffers may have been changed."""
+    if (mean is None) != (variance is None):
+        raise ArgumentError(f"{who}: one of running_mean and running_var is None and the other is not; set both or neither")
+
+
 def positions(x: Tensor) -> int:
     """The number of positions of ``x``, (batch, channel, *spatial)."""
     count = 1
@@ -157,6 +163,10 @@ def positions(x: Tensor) -> int:
 def channels_last(x: Tensor) -> bool:
     """Whether the channel is the innermost dimension in memory, as far as it can be seen."""
     return not transformed() and x.dim() > 3 and x.size(1) > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def as_channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
 
 
 def transformed() -> bool:

@@ -17,6 +17,7 @@ from ._base import (
     channels_last,
     check_channels,
     check_dtype,
+    check_statistics,
     decay_of,
     few,
     momentum_of,
@@ -321,6 +322,8 @@ class BatchNorm(Layer, nn.modules.batchnorm._BatchNorm):
         if not torch.jit.is_scripting() and not sound(self.eps, self.momentum):
             self.spec  # noqa: B018 (raises, and says why)
         running_mean, running_variance = self.running_mean, self.running_var
+        if not torch.jit.is_scripting():
+            check_statistics("BatchNorm", running_mean, running_variance)
         check("BatchNorm", input, self.num_features, self.weight, running_mean)
         if not self.training and running_mean is not None and running_variance is not None:
             return normalize_with(input, self.weight, self.bias, self.eps, running_mean, running_variance)

@@ -13,6 +13,7 @@ from ._base import (
     Layer,
     ShapeError,
     affine,
+    as_channels_last,
     built,
     channels_last,
     check_channels,
@@ -38,19 +39,20 @@ def normalize(x: Tensor, groups: int, scale: Tensor | None, offset: Tensor | Non
     channels_last_input = x.is_cpu and channels_last(x)
     if channels_last_input:
         x = x.contiguous()
-    if few(x.size(1) // groups * positions(x)):
-        y, _, _ = standardize(x.to(wide(x)).reshape(x.size(0), groups, -1), None, None, [2], eps)
+    size = x.size(1) // groups * positions(x)
+    if few(size):
+        y, _, _ = standardize(x.to(wide(x)).reshape(x.size(0), groups, size), None, None, [2], eps)
         y = affine(y.reshape(x.shape), per_channel(scale, x.dim()), per_channel(offset, x.dim())).to(x.dtype)
     else:
         if x.is_cpu and (x.dtype != torch.float32 or (channels_last_input and x.requires_grad)):
-            grouped = x.reshape(x.size(0), groups, -1)
-            sample = grouped[:, :, :: 1 + grouped.size(2) // 64]
+            grouped = x.reshape(x.size(0), groups, size)
+            sample = grouped[:, :, :: 1 + size // 64]
             x = (grouped - pilot(grouped, [2], sample)).reshape(x.shape)
         if scale is None and offset is not None:
             scale = torch.ones_like(offset)  # the kernel's gradient wants both beside half input
         y = torch.group_norm(x, groups, scale, offset, eps, torch.backends.cudnn.enabled)
     if channels_last_input:
-        y = y.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+        return as_channels_last(y)
     return y
 
 

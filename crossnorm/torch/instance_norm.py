@@ -12,10 +12,13 @@ from crossnorm.spec import InstanceNormSpec, Mode
 from ._base import (
     InputError,
     Layer,
+    as_channels_last,
     blend,
     built,
+    channels_last,
     check_channels,
     check_dtype,
+    check_statistics,
     decay_of,
     momentum_of,
     positions,
@@ -35,6 +38,9 @@ def normalize(
     Group normalization with one channel a group: its kernel is several times faster than the native instance norm. Its gradient
     in float32 wants a small mean: a detached one, on which the result does not depend, is taken away first.
     """
+    last = channels_last(x)
+    if last or transformed():
+        x = x.contiguous()  # the kernel is slow otherwise, or asks for the memory format, which vmap does not answer
     if (mean is not None and variance is not None) or (x.requires_grad and x.dtype == torch.float32):
         axes = list(range(2, x.dim()))
         own_mean = x.detach().mean(axes, keepdim=True, dtype=wide(x))
@@ -44,9 +50,8 @@ def normalize(
             variance.copy_(centred.detach().square().mean(axes).mean(0))
         if x.dtype == torch.float32:
             x = centred
-    if transformed():
-        x = x.contiguous()  # the kernel asks for its memory format, which vmap does not answer
-    return grouped(x, x.size(1), scale, offset, eps)
+    y = grouped(x, x.size(1), scale, offset, eps)
+    return as_channels_last(y) if last else y
 
 
 def stored(variance: Tensor, count: int, estimator: str) -> Tensor:
@@ -198,6 +203,8 @@ class InstanceNorm(Layer, nn.modules.instancenorm._InstanceNorm):
     def _batched(self, input: Tensor) -> Tensor:
         self._check_channels(input)
         running_mean, running_variance = self.running_mean, self.running_var
+        if not torch.jit.is_scripting():
+            check_statistics("InstanceNorm", running_mean, running_variance)
         if not self.training and self.track_running_stats and running_mean is not None and running_variance is not None:
             return normalize_with(input, self.weight, self.bias, self.eps, running_mean, running_variance)
         if self.single_value == "raise":
