@@ -12,7 +12,6 @@ from crossnorm.spec import InstanceNormSpec, Mode
 from ._base import (
     InputError,
     Layer,
-    as_channels_last,
     blend,
     built,
     channels_last,
@@ -38,10 +37,9 @@ def normalize(
     Group normalization with one channel a group: its kernel is several times faster than the native instance norm. Its gradient
     in float32 wants a small mean: a detached one, on which the result does not depend, is taken away first.
     """
-    last = channels_last(x)
-    if last or transformed():
-        x = x.contiguous()  # the kernel is slow otherwise, or asks for the memory format, which vmap does not answer
-    if (mean is not None and variance is not None) or (x.requires_grad and x.dtype == torch.float32):
+    if transformed():
+        x = x.contiguous()  # the kernel asks for its memory format, which vmap does not answer
+    if (mean is not None and variance is not None) or (x.requires_grad and x.dtype == torch.float32 and not channels_last(x)):
         axes = list(range(2, x.dim()))
         own_mean = x.detach().mean(axes, keepdim=True, dtype=wide(x))
         centred = x - own_mean
@@ -50,8 +48,7 @@ def normalize(
             variance.copy_(centred.detach().square().mean(axes).mean(0))
         if x.dtype == torch.float32:
             x = centred
-    y = grouped(x, x.size(1), scale, offset, eps)
-    return as_channels_last(y) if last else y
+    return grouped(x, x.size(1), scale, offset, eps)
 
 
 def stored(variance: Tensor, count: int, estimator: str) -> Tensor:
