@@ -215,6 +215,36 @@ def test_empty_batch_changes_nothing() -> None:
         assert layer.running_var.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_empty_batch_of_every_layer(name: str, dtype: torch.dtype) -> None:
+    shape = {"1": (0, 6, 3), "2": (0, 6, 3, 3), "3": (0, 6, 3, 3, 3)}.get(name[-2], (0, 6))
+    x = torch.empty(shape, dtype=dtype, requires_grad=True)
+    layer = getattr(ours, name)(*LAYERS[name], **full(name))
+    layer(x).sum().backward()
+    assert x.grad.shape == shape
+    assert all(p.grad.eq(0).all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d"])
+@pytest.mark.parametrize("missing", ["running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_one_running_statistic_alone_is_refused(name: str, missing: str, training: bool) -> None:
+    native, mine = (getattr(module, name)(6, track_running_stats=True).train(training) for module in (nn, ours))
+    for layer in (native, mine):
+        setattr(layer, missing, None)
+    with pytest.raises(crossnorm.CrossnormError, match="set both or neither") as raised:
+        mine(X(2, 6, 3, 3))
+    assert isinstance(raised.value, raised_by(lambda: native(X(2, 6, 3, 3))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_layer_norm_counts_beyond_half_precision(dtype: torch.dtype) -> None:
+    layer = ours.LayerNorm(4)
+    layer(X(5000, 4).to(dtype)).sum().backward()
+    assert layer.bias.grad.tolist() == [5000] * 4
+
+
 def test_single_value_zero() -> None:
     layer = ours.BatchNorm1d(2, momentum=0.5, single_value="zero")
     layer.bias.data.fill_(3.0)
