@@ -283,6 +283,7 @@ def test_capability(capability: Any, name: str, options: dict[str, Any], trainin
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, from its first forward mode
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d", "GroupNorm", "LayerNorm", "RMSNorm"])
 def test_derivatives_of_every_kind(name: str, form: torch.memory_format) -> None:
