@@ -396,8 +396,8 @@ class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` loses ``running_variance`` and ``single_value``; eps=0 is allowed.
 
     Soundness costs time in training on the CPU, and nowhere else (forward; forward and backward; against the native on
-    16x64x56x56): channels_last 2.0; 1.5 to 1.8 (with 4 channels 0.5; 0.5), float16 and bfloat16 2.5 to 3.3; 1.5 to 1.9, float64 on
-    channels_last 1.9; 1.9.
+    16x64x56x56): channels_last 2.0; 1.5 to 1.8 (with 4 channels 0.5; 0.5), float16 and bfloat16 2.5 to 3.3; 1.5 to 1.9,
+    float64 on channels_last 1.9; 1.9.
 
     Raises:
         ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).
