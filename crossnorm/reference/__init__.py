@@ -34,6 +34,7 @@ def forward(spec: NormSpec, x: Array, parameters: Mapping[str, Array], state: Ma
     >>> forward(crossnorm.LayerNormSpec(shape=2, eps=0.0), x, {}, {}, crossnorm.TRAIN).y.value
     array([[-1.,  1.]])
     """
+    spec.check_arrays(parameters, state)
     result: Forward = METHODS[spec.method].forward(spec, x, parameters, state, mode)
     return result
 
@@ -53,5 +54,6 @@ def backward(
     >>> backward(crossnorm.RMSNormSpec(shape=2), x, {}, {}, crossnorm.TRAIN, x)["x"].value.round(5)
     array([[0., 0.]])
     """
+    spec.check_arrays(parameters, state)
     result: dict[str, Quantity] = METHODS[spec.method].backward(spec, x, parameters, state, mode, upstream)
     return result

@@ -89,6 +89,14 @@ class NormSpec:
     def parameter_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
 
+    def check_arrays(self, parameters: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Refuse parameters or state of other names or shapes than the specification's; anything with a ``shape`` will do."""
+        for kind, wanted, given in (("parameters", self.parameters, parameters), ("state", self.state, state)):
+            shapes = {name: tuple(getattr(array, "shape", ())) for name, array in given.items()}
+            expected = {array.name: array.shape for array in wanted}
+            if shapes != expected:
+                self._refuse(f"{kind} of shapes {shapes} are not {expected}", "give an array of that shape for each name")
+
     # Serialisation.
 
     def to_dict(self) -> dict[str, Any]:

@@ -217,3 +217,22 @@ def test_document_of_an_unknown_method(document):
 def test_a_typo_is_not_swallowed():
     with pytest.raises(TypeError, match="epsilon"):
         BatchNormSpec(channels=3, epsilon=1e-3)
+
+
+def test_arrays_of_other_names_or_shapes_are_refused():
+    class Sized:
+        def __init__(self, *shape):
+            self.shape = shape
+
+    spec = crossnorm.BatchNormSpec(channels=3, offset=False)
+    state = {"running_mean": Sized(3), "running_variance": Sized(3), "batches_tracked": Sized()}
+    spec.check_arrays({"scale": Sized(3)}, state)
+    for parameters, held in (
+        ({"gamma": Sized(3)}, state),
+        ({}, state),
+        ({"scale": Sized(4)}, state),
+        ({"scale": Sized(3)}, {}),
+        ({"scale": Sized(3)}, state | {"moving_mean": Sized(3)}),
+    ):
+        with pytest.raises(crossnorm.SpecError, match="BatchNormSpec: .* are not .*; give an array"):
+            spec.check_arrays(parameters, held)
