@@ -10,7 +10,7 @@ from .implementations import Implementation, load
 
 
 def check_misuse(fault: Fault, implementation: Implementation) -> list[Check]:
-    """Two checks: the exception, and the state afterwards.
+    """Two checks: the exception and, of a layer that has one, the state afterwards.
 
     A native layer must raise. One of ours must raise a ``CrossnormError`` in one sentence, of the native's type where the
     native raises and a ``ValueError`` where it does not.
@@ -33,8 +33,11 @@ def check_misuse(fault: Fault, implementation: Implementation) -> list[Check]:
     changed = misuse.raised is not None and any(
         not np.array_equal(value, misuse.state_after[name], equal_nan=True) for name, value in misuse.state_before.items()
     )
+    exception = Check(**labels, quantity="exception", verdict=FAIL if complaint else PASS, reason=complaint)
+    if not misuse.state_before:
+        return [exception]
     return [
-        Check(**labels, quantity="exception", verdict=FAIL if complaint else PASS, reason=complaint),
+        exception,
         Check(
             **labels,
             quantity="state",
@@ -51,6 +54,8 @@ def _wrong_exception(fault: Fault, implementation: Implementation, raised: Excep
         return ""
     if not isinstance(raised, CrossnormError):
         return f"raised {type(raised).__name__}, which is no CrossnormError: {raised}"
+    if len(str(raised).splitlines()) != 1:
+        return f"raised {type(raised).__name__} with more than one sentence: {raised}"
     native = load(implementation.native)
     theirs = None if native.inexpressible(fault) else native.misuse(fault).raised
     wanted = type(theirs) if theirs is not None else ValueError

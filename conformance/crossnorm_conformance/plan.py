@@ -34,7 +34,9 @@ class Plan:
         if not chosen:
             raise SuiteError('no framework is installed, so there is nothing to check; pip install "crossnorm[all]"')
         present = [device for device in KNOWN_DEVICES if any(device in load(name).devices() for name in chosen)]
-        return cls(methods=tuple(methods(names)), implementations=chosen, devices=tuple(devices or present), seed=seed)
+        return cls(
+            methods=tuple(methods(names)), implementations=chosen, devices=tuple(dict.fromkeys(devices or present)), seed=seed
+        )
 
     def runs(self, case: Case) -> Iterator[tuple[Implementation, str, str]]:
         """Every (implementation, execution, device) that the case is run with."""

@@ -1,7 +1,8 @@
 """The pytest plugin: options, the items of the plan, and the collection of checks from every worker.
 
-It is loaded by ``-p crossnorm_conformance.plugin``. Test functions ask for what they judge by argument name: ``run`` (one case
-with one implementation), ``pair`` (one case with two), ``misuse`` (one fault with one implementation); `judged` records checks.
+It is loaded by ``-p crossnorm_conformance.plugin``. Test functions ask for what they judge by argument name: ``crossnorm_run``
+(one case with one implementation), ``crossnorm_pair`` (one case with two), ``crossnorm_misuse`` (one fault with one
+implementation); `crossnorm_judged` records checks.
 """
 
 import zlib
@@ -48,7 +49,11 @@ def _plan(config: pytest.Config) -> Plan:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    makers: dict[str, Callable[[Plan], list[Any]]] = {"run": _runs, "pair": _pairs, "misuse": _misuses}
+    makers: dict[str, Callable[[Plan], list[Any]]] = {
+        "crossnorm_run": _runs,
+        "crossnorm_pair": _pairs,
+        "crossnorm_misuse": _misuses,
+    }
     for name in makers.keys() & set(metafunc.fixturenames):
         items = makers[name](_plan(metafunc.config))
         metafunc.parametrize(
@@ -84,14 +89,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def seed(pytestconfig: pytest.Config) -> int:
+def crossnorm_seed(pytestconfig: pytest.Config) -> int:
     """The seed of the data."""
     value: int = pytestconfig.option.seed
     return value
 
 
 @pytest.fixture
-def judged(request: pytest.FixtureRequest) -> Callable[[list[Check]], None]:
+def crossnorm_judged(request: pytest.FixtureRequest) -> Callable[[list[Check]], None]:
     """Record checks and turn their verdicts into pytest's: one failing check fails the item."""
 
     def record(checks: list[Check]) -> None:

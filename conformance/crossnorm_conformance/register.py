@@ -1,6 +1,7 @@
 """Registers of known deviations. Each belongs to one implementation: ``registers/<implementation>.toml``.
 
-An entry says where (globs over case ids, questions, quantities, executions, devices), why, and where that is documented. It
+An entry says where (globs over case ids, questions, quantities, executions, devices; ``raises`` if the layer raises there
+instead of giving an answer), why, and where that is documented. It
 is strict: a glob that matches no failing check is an error, so that an entry cannot outlive its deviation.
 """
 
@@ -11,7 +12,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 
-from .compare import FAIL, KNOWN, Check
+from .compare import FAIL, KNOWN, UNSUPPORTED, Check
 from .implementations import SuiteError
 
 
@@ -27,6 +28,7 @@ class Deviation:
     quantities: tuple[str, ...] = ("*",)
     executions: tuple[str, ...] = ("*",)
     devices: tuple[str, ...] = ("*",)
+    raises: bool = False
 
     def covers(self, check: Check) -> bool:
         """Whether the check lies where the entry says."""
@@ -53,19 +55,21 @@ def register(implementation: str) -> tuple[Deviation, ...]:
             raise SuiteError(
                 f"{path.name}: an entry lacks {', '.join(sorted(missing))}; every deviation has cases, a reason and a link"
             )
-        selectors = {name: tuple(entry[name]) for name in entry if name not in ("cases", "reason", "link")}
+        selectors = {name: _frozen(entry[name]) for name in entry if name not in ("cases", "reason", "link")}
         deviations += [Deviation(implementation, glob, entry["reason"], entry["link"], **selectors) for glob in entry["cases"]]
     return tuple(deviations)
 
 
 def judge(check: Check) -> Check:
-    """A failing check that the register knows becomes a known deviation, with the register's reason. The agreement of two
-    implementations is excused where either is registered."""
+    """A failing check that the register knows becomes a known deviation, with the register's reason. An error of unknown
+    size, an exception for one, is excused only where the entry says so. The agreement of two implementations is excused where
+    either is registered."""
     if check.verdict != FAIL:
         return check
     for name in check.implementation.split(" = "):
         for deviation in register(name):
-            if deviation.covers(replace(check, implementation=name)):
+            sized = check.units is not None or check.question == "errors" or deviation.raises
+            if sized and deviation.covers(replace(check, implementation=name)):
                 return replace(check, verdict=KNOWN, reason=f"{deviation.reason} ({deviation.link})")
     return check
 
@@ -77,19 +81,23 @@ def stale(implementations: Iterable[str], checks: list[Check], whole: set[str]) 
     run = {check.case for check in checks}
     for name in implementations:
         own = [check for check in checks if check.implementation == name and check.verdict == KNOWN]
-        present = {check.device for check in checks if check.implementation == name}
+        compared = [check for check in checks if check.implementation == name and check.verdict != UNSUPPORTED]
         for deviation in register(name):
             reach = {case for case in whole if fnmatchcase(case, deviation.cases)}
             if not reach:
                 complaints.append(f"registers/{name}.toml: {deviation.cases!r} matches no case; delete or mend the entry")
                 continue
-            judged = reach <= run and any(_any(device, deviation.devices) for device in present)
+            judged = reach <= run and any(c.case in reach and _any(c.device, deviation.devices) for c in compared)
             if judged and not any(deviation.covers(check) for check in own):
                 complaints.append(
                     f"registers/{name}.toml: {deviation.cases!r} ({deviation.reason}) matches no failing check any more; "
                     "delete or narrow the entry"
                 )
     return complaints
+
+
+def _frozen(value: list[str] | bool) -> tuple[str, ...] | bool:
+    return value if isinstance(value, bool) else tuple(value)
 
 
 def _any(value: str, globs: tuple[str, ...]) -> bool:

@@ -1,6 +1,7 @@
 """The report: the matrix method x implementation x question with the worst rounding units, counts, versions and the seed."""
 
 import json
+import math
 import platform
 from collections import Counter
 from collections.abc import Iterable
@@ -33,8 +34,14 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """No failing check and no stale register entry."""
-        return not self.complaints and all(check.verdict != FAIL for check in self.checks)
+        """No failing check, no stale register entry, and no implementation of which nothing was compared."""
+        return not self.complaints and not self.idle() and all(check.verdict != FAIL for check in self.checks)
+
+    def idle(self) -> list[str]:
+        """The implementations and devices on which nothing was compared: a run that looked at nothing has shown nothing."""
+        busy = {(c.implementation, c.device) for c in self.checks if c.question in QUANTITIES and c.verdict != UNSUPPORTED}
+        wanted = [(name, device) for name in self.plan.implementations for device in self.plan.devices]
+        return [f"{name} on {device}: nothing was compared" for name, device in wanted if (name, device) not in busy]
 
     def versions(self) -> dict[str, str]:
         """What was installed where the run took place."""
@@ -84,9 +91,9 @@ class Report:
             "devices": self.plan.devices,
             "counts": self.counts(),
             "complaints": self.complaints,
-            "checks": [check.to_dict() for check in self.checks],
+            "checks": [check.to_dict() | {"units": _number(check.units)} for check in self.checks],
         }
-        Path(path).write_text(json.dumps(document), encoding="utf-8")
+        Path(path).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
 
     def text(self, width: int = 100) -> str:
         """The report as plain text."""
@@ -116,6 +123,8 @@ class Report:
         console.print(f"{len(self.checks)} checks: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
         for complaint in self.complaints:
             console.print(f"STALE {complaint}")
+        for complaint in self.idle():
+            console.print(f"NOTHING {complaint}")
 
     def _failures(self, console: Console, most: int = 20) -> None:
         failed = [check for check in self.checks if check.verdict == FAIL]
@@ -166,6 +175,11 @@ class Report:
 
     def _order(self, key: tuple[str, str]) -> tuple[int, int]:
         return self.plan.methods.index(key[0]), self.plan.implementations.index(key[1])
+
+
+def _number(units: float | None) -> float | str | None:
+    """JSON has no infinity."""
+    return "inf" if units is not None and math.isinf(units) else units
 
 
 def _round(units: float) -> str:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .implementations import SuiteError
 from .plan import Plan
 from .plugin import REPORT
 
@@ -60,9 +61,12 @@ def run(
 
     Raises:
         SpecError: an unknown method.
-        SuiteError: an unknown implementation or device, or nothing to run.
+        SuiteError: an unknown implementation or device, nothing to run, or no folder for the JSON file.
     """
+    if json is not None and not json.absolute().parent.is_dir():
+        raise SuiteError(f"--json {json}: the folder {json.absolute().parent} does not exist; create it first")
     Plan.of(methods, implementations, devices, seed)
+    os.environ.pop("PYTEST_ADDOPTS", None)  # meant for somebody's own tests
     # Two threads of one process and two processes on two cores wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     arguments = [str(PACKAGE), f"--rootdir={PACKAGE}", f"--confcutdir={PACKAGE}", "-c", os.devnull]
@@ -87,4 +91,6 @@ def run(
         console.print("no check was made")
         return 1
     report.render(console)
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        console.print("the run broke off, and what is above is only a part of it: a process crashed, or was stopped")
     return 0 if report.passed and status == pytest.ExitCode.OK and not watch.broken else 1

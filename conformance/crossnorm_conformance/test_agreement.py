@@ -3,9 +3,9 @@
 from crossnorm_conformance.compare import check_agreement
 
 
-def test_agreement(pair, seed, judged):
-    case, first, second, device = pair
+def test_agreement(crossnorm_pair, crossnorm_seed, crossnorm_judged):
+    case, first, second, device = crossnorm_pair
     executions = tuple(
         next((e for e in case.executions if e in implementation.executions()), "eager") for implementation in (first, second)
     )
-    judged(check_agreement((first, second), case, executions, device, seed))
+    crossnorm_judged(check_agreement((first, second), case, executions, device, crossnorm_seed))

@@ -3,6 +3,6 @@
 from crossnorm_conformance.errors import check_misuse
 
 
-def test_errors(misuse, judged):
-    fault, implementation = misuse
-    judged(check_misuse(fault, implementation))
+def test_errors(crossnorm_misuse, crossnorm_judged):
+    fault, implementation = crossnorm_misuse
+    crossnorm_judged(check_misuse(fault, implementation))

@@ -3,6 +3,6 @@
 from crossnorm_conformance.compare import check_quantities
 
 
-def test_gradients(run, seed, judged):
-    case, implementation, execution, device = run
-    judged(check_quantities("gradients", implementation, case, execution, device, seed))
+def test_gradients(crossnorm_run, crossnorm_seed, crossnorm_judged):
+    case, implementation, execution, device = crossnorm_run
+    crossnorm_judged(check_quantities("gradients", implementation, case, execution, device, crossnorm_seed))

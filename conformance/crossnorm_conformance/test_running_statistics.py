@@ -5,8 +5,8 @@ import pytest
 from crossnorm_conformance.compare import check_quantities
 
 
-def test_running_statistics(run, seed, judged):
-    case, implementation, execution, device = run
+def test_running_statistics(crossnorm_run, crossnorm_seed, crossnorm_judged):
+    case, implementation, execution, device = crossnorm_run
     if not case.spec.state:
         pytest.skip(f"{case.spec.method} {case.variant} has no running statistics")
-    judged(check_quantities("running_statistics", implementation, case, execution, device, seed))
+    crossnorm_judged(check_quantities("running_statistics", implementation, case, execution, device, crossnorm_seed))

@@ -31,7 +31,7 @@ def forward(spec: NormSpec, x: Array, parameters: Mapping[str, Array], state: Ma
 
     >>> import numpy as np, crossnorm
     >>> x = np.array([[1.0, 3.0]])
-    >>> forward(crossnorm.LayerNormSpec(shape=2, eps=0.0), x, {}, {}, crossnorm.TRAIN).y.value
+    >>> forward(crossnorm.LayerNormSpec(shape=2, eps=0.0, scale=False, offset=False), x, {}, {}, crossnorm.TRAIN).y.value
     array([[-1.,  1.]])
     """
     spec.check_arrays(parameters, state)
@@ -51,7 +51,7 @@ def backward(
 
     >>> import numpy as np, crossnorm
     >>> x = np.array([[1.0, 3.0]])
-    >>> backward(crossnorm.RMSNormSpec(shape=2), x, {}, {}, crossnorm.TRAIN, x)["x"].value.round(5)
+    >>> backward(crossnorm.RMSNormSpec(shape=2, scale=False), x, {}, {}, crossnorm.TRAIN, x)["x"].value.round(5)
     array([[0., 0.]])
     """
     spec.check_arrays(parameters, state)

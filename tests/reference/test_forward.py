@@ -261,7 +261,9 @@ def test_inputs_are_left_alone_and_the_dtype_is_kept(case, draw):
 )
 def test_too_low_a_rank(spec, shape):
     x = np.zeros(shape)
+    parameters = {array.name: np.full(array.shape, array.initial) for array in spec.parameters}
+    state = {array.name: np.full(array.shape, array.initial) for array in spec.state}
     with pytest.raises(ValueError, match=f"^{type(spec).__name__}: an input of shape .* has fewer than"):
-        reference.forward(spec, x, {}, {}, TRAIN)
+        reference.forward(spec, x, parameters, state, TRAIN)
     with pytest.raises(ValueError, match=f"^{type(spec).__name__}: an input of shape .* has fewer than"):
-        reference.backward(spec, x, {}, {}, TRAIN, x)
+        reference.backward(spec, x, parameters, state, TRAIN, x)

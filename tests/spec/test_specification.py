@@ -234,5 +234,5 @@ def test_arrays_of_other_names_or_shapes_are_refused():
         ({"scale": Sized(3)}, {}),
         ({"scale": Sized(3)}, state | {"moving_mean": Sized(3)}),
     ):
-        with pytest.raises(crossnorm.SpecError, match="BatchNormSpec: .* are not .*; give an array"):
+        with pytest.raises(crossnorm.SpecError, match=r"BatchNormSpec: .* are not .*; give an array"):
             spec.check_arrays(parameters, held)

@@ -29,4 +29,4 @@ def faults_of(method: str) -> list[Fault]:
 
 def methods(names: Sequence[str] = ()) -> list[str]:
     """The methods' names, all of them if none is given; an unknown one is a ``SpecError``."""
-    return [spec_class(name).method for name in names] or list(SPECS)
+    return list(dict.fromkeys(spec_class(name).method for name in names)) or list(SPECS)

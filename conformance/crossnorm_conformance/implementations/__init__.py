@@ -117,7 +117,24 @@ def load(name: str) -> Implementation:
                 known = ", ".join([*_BUILT_IN, *points])
                 raise SuiteError(f"unknown implementation {name!r}; choose among {known}, or name one as package.module:object")
             found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except SuiteError:
+        raise
+    except Exception as error:  # a third party's module may raise anything
         raise SuiteError(f"implementation {name!r} cannot be loaded ({error}); check the module and the object") from None
+    _verify(name, found)
     _third_parties[found.name] = found
     return found
+
+
+def _verify(place: str, found: Any) -> None:
+    """Refuse an object that is no implementation, or that calls itself by the name of one that is built in."""
+    members = [member for member in Implementation.__annotations__ | vars(Implementation) if not member.startswith("_")]
+    missing = [member for member in members if not hasattr(found, member)]
+    if isinstance(found, type) or missing:
+        what = "a class" if isinstance(found, type) else f"it lacks {', '.join(missing)}"
+        raise SuiteError(
+            f"implementation {place!r} is no implementation ({what}); give an object with the members of "
+            "crossnorm_conformance.implementations.Implementation"
+        )
+    if found.name in _BUILT_IN:
+        raise SuiteError(f"implementation {place!r} calls itself {found.name!r}, a name that is taken; give it one of its own")

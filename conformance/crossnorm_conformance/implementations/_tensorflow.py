@@ -70,11 +70,12 @@ class TensorFlowImplementation:
             layer.build(_to_layout(case, np.empty(case.shape)).shape)
             _load(layer, arrays)
             layer.trainable = case.mode != "frozen"
-            run = tf.function(_step) if execution == "function" else _step
+            run = _traced(case) if execution == "function" else _step
             results: dict[tuple[int, str], Result] = {}
             for step, mode in case.steps:
-                # Keras freezes by trainable=False under training=True; that is the frozen mode to be tested.
-                training = mode.update_running or case.mode == "frozen"
+                # Keras freezes by trainable=False under training=True; that is the frozen mode to be tested. Inference is
+                # what a layer does that is told nothing.
+                training = True if mode.update_running or case.mode == "frozen" else None
                 x = tf.cast(_to_layout(case, arrays.values[f"x{step}"]), case.dtype)
                 upstream = tf.cast(_to_layout(case, arrays.values[f"upstream{step}"]), case.dtype)
                 y, dx, gradients = run(layer, x, upstream, training)
@@ -106,18 +107,28 @@ class TensorFlowImplementation:
 
 
 def _step(
-    layer: keras.layers.Layer, x: tf.Tensor, upstream: tf.Tensor, training: bool
+    layer: keras.layers.Layer, x: tf.Tensor, upstream: tf.Tensor, training: bool | None
 ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
     variables = {v.path: v.value for v in layer.trainable_variables}
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = layer(x, training=training) if _takes_training(layer) else layer(x)
+        y = layer(x, training=True) if training and layer._call_has_training_arg else layer(x)
     dx, gradients = tape.gradient(y, (x, variables), output_gradients=upstream)
     return y, dx, gradients
 
 
-def _takes_training(layer: keras.layers.Layer) -> bool:
-    return bool(layer._call_has_training_arg)
+def _traced(case: Case) -> Callable[..., tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]]:
+    """The step as a graph that does not know the size of the batch."""
+    signature = tf.TensorSpec([None, *_to_layout(case, np.empty(case.shape)).shape[1:]], case.dtype)
+    traces: dict[bool | None, Any] = {}
+
+    def run(layer: keras.layers.Layer, x: tf.Tensor, upstream: tf.Tensor, training: bool | None) -> Any:
+        if training not in traces:
+            step = lambda x, upstream: _step(layer, x, upstream, training)  # noqa: E731
+            traces[training] = tf.function(step, input_signature=[signature, signature])
+        return traces[training](x, upstream)
+
+    return run
 
 
 def _to_layout(case: Case, values: Any) -> Any:

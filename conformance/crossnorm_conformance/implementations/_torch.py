@@ -18,7 +18,7 @@ PARAMETERS = {"scale": "weight", "offset": "bias"}
 
 def tensor(values: Any, dtype: str, layout: str, device: str, channels: bool) -> torch.Tensor:
     """An array in the dtype, with the strides that the layout stands for. The shape is the reference's in every layout."""
-    dense = torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=getattr(torch, dtype))
+    dense = torch.from_numpy(np.array(values)).to(device=device, dtype=getattr(torch, dtype))
     if layout == "channels_last" and channels:
         return dense.movedim(1, -1).contiguous().movedim(-1, 1)
     if layout == "strided":
