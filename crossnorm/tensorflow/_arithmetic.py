@@ -112,10 +112,31 @@ def values_per_channel(x: tf.Tensor) -> int | tf.Tensor:
     return _product([before, after])
 
 
+def mask_view(mask: tf.Tensor, x: tf.Tensor, axis: int) -> tf.Tensor:
+    """A mask over all axes of ``x`` but the last, as a channel view: of one channel if the channels are the last axis."""
+    shape = tf.shape(x)
+    if axis == len(x.shape) - 1:
+        shape = tf.concat([shape[:-1], [1]], 0)
+    return channel_view(tf.broadcast_to(tf.cast(mask, tf.bool)[..., None], shape), axis, instances=False)
+
+
+def count_masked(mask: tf.Tensor) -> tf.Tensor:
+    """How many positions of a mask's channel view are true, per channel: (1, 1, channels or 1, 1)."""
+    return tf.math.count_nonzero(mask, axis=(0, 1, 3), keepdims=True)
+
+
 def standardize_channels(
-    x: tf.Tensor, scale: tf.Tensor | None, offset: tf.Tensor | None, groups: int, eps: float
+    x: tf.Tensor,
+    scale: tf.Tensor | None,
+    offset: tf.Tensor | None,
+    groups: int,
+    eps: float,
+    mask: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, Statistics]:
     """Standardise groups of neighbouring channels of a channel view, then scale and shift each channel.
+
+    With a mask, for which each channel must be a group, the averages for ``m`` and ``v`` are over the true positions; ``y``
+    has all, so the gradient adds up all and divides by the number of true ones.
 
     With mean ``m`` and variance ``v`` of the group, ``r = 1 / sqrt(v + eps)`` and ``xhat = (x - m) r``::
 
@@ -123,7 +144,12 @@ def standardize_channels(
         dx = r (g - mean(g) - xhat mean(g xhat))        with g = scale dy
     """
     channels = x.shape[2]
-    count = tf.cast(tf.maximum(values_per_channel(x) * (channels // groups), 1), x.dtype)
+    values = values_per_channel(x) * (channels // groups) if mask is None else count_masked(mask)
+    count = tf.cast(tf.maximum(values, 1), x.dtype)
+
+    def counted(values: tf.Tensor) -> tf.Tensor:
+        """``values``, but 0 where the mask is false, whatever stands there."""
+        return values if mask is None else tf.where(mask, values, tf.zeros((), values.dtype))
 
     def over_group(sums: tf.Tensor) -> tf.Tensor:
         """From sums per channel to averages over its group, again one per channel."""
@@ -141,10 +167,11 @@ def standardize_channels(
     @tf.custom_gradient
     def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
         # The first mean carries the error of a long sum. The deviations from it are exact, and so is their own mean.
-        pilot = over_group(_channel_sums(x))
+        pilot = over_group(_channel_sums(counted(x)))
         deviation = x - pilot
-        rest = over_group(_channel_sums(deviation))
-        variance = tf.maximum(over_group(_channel_sums(deviation * deviation)) - rest * rest, 0)
+        inner = counted(deviation)
+        rest = over_group(_channel_sums(inner))
+        variance = tf.maximum(over_group(_channel_sums(inner * inner)) - rest * rest, 0)
         r = tf.math.rsqrt(variance + eps)
         s = r * gamma
         y = deviation * s + (beta - rest * s)
@@ -154,7 +181,8 @@ def standardize_channels(
             dgamma = r * (_channel_sums(dy * deviation) - rest * dbeta)
             mean_g, mean_gx = over_group(gamma * dbeta), over_group(gamma * dgamma)
             slope = r * mean_gx * r
-            dx = dy * s - deviation * slope + (rest * slope - r * mean_g)
+            shift = rest * slope - r * mean_g
+            dx = dy * s - deviation * slope + shift if mask is None else dy * s - counted(deviation * slope - shift)
             return dx, _over_instances(dgamma), _over_instances(dbeta)
 
         return (y, pilot + rest, variance), gradient

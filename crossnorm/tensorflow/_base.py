@@ -95,15 +95,20 @@ def optional(parameters: Mapping[str, Tensor], dtype: tf.DType) -> tuple[Tensor 
     return scale, offset
 
 
-def refuse_single_value(x: Tensor, count: int | Tensor, who: str) -> Tensor:
-    """``x``, or an error where a statistic would have one value only."""
+def refuse_single_value(x: Tensor, count: int | Tensor, who: str) -> tuple[Tensor, bool | Tensor]:
+    """``x`` and False, or an error where a statistic would have one value only.
+
+    XLA drops the assertion that a graph makes; there ``x`` becomes NaN and the second result true.
+    """
     message = f"{who}: one value per statistic has no variance; give more values, or say single_value='zero'"
-    if isinstance(count, int):
-        if count == 1:
-            raise SpecError(message)
-        return x
-    with tf.control_dependencies([tf.debugging.assert_none_equal(count, 1, message=message)]):
-        return tf.identity(x)
+    refused = count == 1 if isinstance(count, int) else tf.reduce_any(tf.equal(count, 1))
+    known = tf.get_static_value(refused)
+    if known:
+        raise SpecError(message)
+    if known is not None:
+        return x, False
+    with tf.control_dependencies([tf.debugging.Assert(~refused, [message])]):
+        return x + tf.where(refused, tf.constant(float("nan"), x.dtype), 0), refused
 
 
 def update_running(
@@ -113,9 +118,9 @@ def update_running(
     variance: Tensor,
     count: int | Tensor,
     unbiased: bool,
-    instances: int | Tensor = 1,
+    unchanged: bool | Tensor,
 ) -> dict[str, Tensor]:
-    """The state after a batch whose statistics rest on ``count`` values each; the old one if the batch was empty."""
+    """The state after a batch whose statistics rest on ``count`` values each; the old one if ``unchanged`` is true."""
     dtype = mean.dtype
     counted = tf.cast(count, dtype)
     correction = counted / tf.maximum(counted - 1, 1) if unbiased else tf.ones((), dtype)
@@ -137,10 +142,9 @@ def update_running(
         "running_variance": blend("running_variance", variance * correction),
         "batches_tracked": batches,
     }
-    values = count * instances
-    if isinstance(values, int):
-        return new if values else old
-    return {name: tf.where(values > 0, new[name], old[name]) for name in new}
+    if isinstance(unchanged, bool):
+        return old if unchanged else new
+    return {name: tf.where(unchanged, old[name], new[name]) for name in new}
 
 
 # The layers.

@@ -9,7 +9,15 @@ import tensorflow as tf
 from crossnorm.errors import SpecError, Unsupported
 from crossnorm.spec import BatchNormSpec, Mode
 
-from ._arithmetic import Statistics, affine_channels, channel_view, standardize_channels, values_per_channel
+from ._arithmetic import (
+    Statistics,
+    affine_channels,
+    channel_view,
+    count_masked,
+    mask_view,
+    standardize_channels,
+    values_per_channel,
+)
 from ._base import (
     ChannelLayer,
     Tensor,
@@ -30,13 +38,15 @@ def batch_norm(
     mode: Mode,
     *,
     axis: int = -1,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and new state of batch normalization; nothing is changed in place.
 
     The formula is that of `crossnorm.spec.BatchNormSpec`.
 
     Shapes: ``x`` of any rank with ``spec.channels`` entries along ``axis``; parameters and running statistics
-    ``(channels,)``, ``batches_tracked`` ``()``; the output has the shape of ``x``.
+    ``(channels,)``, ``batches_tracked`` ``()``; the output has the shape of ``x``. The batch's statistics are those of the
+    positions where ``mask`` is true, if it is given; it lies on all axes of ``x`` but the last.
 
     Dtypes: any floating point. Half precision is computed in float32; the output has the dtype of ``x``.
 
@@ -54,20 +64,25 @@ def batch_norm(
     [-1.0, 1.0]
     """
     x = floating(x, "batch_norm")
-    view = channel_view(widened(x), channel_axis(axis, x.shape, spec.channels, 1, "batch_norm"), instances=False)
+    axis = channel_axis(axis, x.shape, spec.channels, 1, "batch_norm")
+    view = channel_view(widened(x), axis, instances=False)
     scale, offset = optional(parameters, view.dtype)
     new_state = {name: tf.convert_to_tensor(value) for name, value in state.items()}
     if spec.tracked and not mode.use_batch_statistics:
         running = Statistics(*(tf.cast(state[name], view.dtype) for name in ("running_mean", "running_variance")))
         y = affine_channels(view, running, scale, offset, spec.eps)
     else:
-        count = values_per_channel(view)
+        mask = None if mask is None else mask_view(mask, x, axis)
+        values = values_per_channel(view)
+        count = values if mask is None else count_masked(mask)
+        refused: bool | Tensor = False
         if spec.single_value == "raise":
-            view = refuse_single_value(view, count, "batch_norm")
-        y, batch = standardize_channels(view, scale, offset, spec.channels, spec.eps)
+            view, refused = refuse_single_value(view, count, "batch_norm")
+        y, batch = standardize_channels(view, scale, offset, spec.channels, spec.eps, mask)
         if spec.tracked and mode.update_running:
             unbiased = spec.running_variance == "unbiased"
-            new_state = update_running(spec, state, batch.mean, batch.variance, count, unbiased)
+            unchanged = (values == 0) | refused
+            new_state = update_running(spec, state, batch.mean, batch.variance, count, unbiased, unchanged)
     return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), new_state
 
 
@@ -84,10 +99,17 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
         momentum: may be None as well: the moving statistics are the plain average of all batches, counted by the
             weight ``batches_tracked``, which no other layer has.
 
-    Differences from the native layer: an empty batch keeps the moving statistics (there they become NaN for good), and
-    deviations from the mean are formed first (there, channels of large mean lose up to 3,000 rounding units). What is
-    computed in half precision there is computed in float32 in both. ``renorm=True`` and ``synchronized=True`` run the
-    native code.
+        mask: an argument of the call, as in Keras: the batch's statistics are over the positions where it is true; where it is
+            true nowhere, mean and variance are 0, and the moving statistics move towards 0.
+
+    Where the number of values is known only to the graph, ``single_value="raise"`` is an assertion, an
+    ``InvalidArgumentError`` as it runs. XLA drops assertions: compiled by it, y is NaN and the moving statistics stay.
+
+    Differences from the native layer: an empty batch keeps the moving statistics (there they become NaN for good);
+    deviations from the mean are formed first (there, channels of large mean lose up to 3,000 rounding units); the positions
+    of a mask are counted as they are, at least 1 (there, Keras' global epsilon is added to their number). What is
+    computed in half precision there is computed in float32 in both. ``renorm=True`` and ``synchronized=True`` run the native
+    code.
 
     Speed, against the native layer on one processor thread in float32: training 0.6 to 1.0 times its time, inference the same;
     a gradient through inference 1.1 times, because the gradient of gamma uses deviations from the mean.
@@ -226,10 +248,7 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
             )
         x, mode = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32")), self._mode(training)
         parameters, state = self._parameters(), self._state()
-        if mask is not None and (mode.use_batch_statistics or not self.track_running_stats):
-            y, state = _masked(self.spec, x, mask, parameters, state, mode, self.axis)
-        else:
-            y, state = batch_norm(self.spec, x, parameters, state, mode, axis=self.axis)
+        y, state = batch_norm(self.spec, x, parameters, state, mode, axis=self.axis, mask=mask)
         if mode.update_running:
             self._assign(state)
         return tf.cast(y, self.compute_dtype)
@@ -237,37 +256,3 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
     def get_config(self) -> dict[str, Any]:
         ours = {name: getattr(self, name) for name in ("running_variance", "single_value", "track_running_stats")}
         return {**super().get_config(), **ours}
-
-
-def _masked(
-    spec: BatchNormSpec,
-    x: Tensor,
-    mask: Tensor,
-    parameters: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    mode: Mode,
-    axis: int,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Training with statistics over the positions where ``mask`` is true, as Keras defines them.
-
-    Keras lays the mask on all axes but the last and adds its epsilon to the number of positions.
-    """
-    rank = len(x.shape)
-    axis %= rank
-    others = [i for i in range(rank) if i != axis]
-    wanted = tf.broadcast_to(tf.cast(tf.expand_dims(mask, -1), tf.bool), tf.shape(x))
-    positions = tf.reduce_sum(tf.cast(wanted, x.dtype), others, keepdims=True)
-    divisor = positions + keras.config.epsilon()
-    mean = tf.reduce_sum(tf.where(wanted, x, 0), others, keepdims=True) / divisor
-    deviation = x - mean
-    variance = tf.reduce_sum(tf.square(tf.where(wanted, deviation, 0)), others, keepdims=True) / divisor
-    shape = [spec.channels if i == axis else 1 for i in range(rank)]
-    scale, offset = optional(parameters, x.dtype)
-    y = deviation * tf.math.rsqrt(variance + spec.eps)
-    y = y if scale is None else y * tf.reshape(scale, shape)
-    y = y if offset is None else y + tf.reshape(offset, shape)
-    if spec.tracked and mode.update_running:
-        counted = tf.reshape(positions, [spec.channels])
-        unbiased = counted / tf.maximum(counted - 1, 1) if spec.running_variance == "unbiased" else 1
-        state = update_running(spec, state, mean, tf.reshape(variance, [spec.channels]) * unbiased, 1, unbiased=False)
-    return y, dict(state)

@@ -63,13 +63,15 @@ def instance_norm(
         y = affine_channels(view, running, scale, offset, spec.eps)
     else:
         count = values_per_channel(view)
+        refused: bool | Tensor = False
         if spec.single_value == "raise":
-            view = refuse_single_value(view, count, "instance_norm")
+            view, refused = refuse_single_value(view, count, "instance_norm")
         y, instance = standardize_channels(view, scale, offset, spec.channels, spec.eps)
         if spec.tracked and mode.update_running:
             mean, variance = (tf.reduce_mean(values, axis=0) for values in instance)
             unbiased = spec.running_variance == "instance_mean_unbiased"
-            new_state = update_running(spec, state, mean, variance, count, unbiased, instances=x.shape[0] or tf.shape(x)[0])
+            unchanged = (count * (x.shape[0] or tf.shape(x)[0]) == 0) | refused
+            new_state = update_running(spec, state, mean, variance, count, unbiased, unchanged)
     return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), new_state
 
 
@@ -89,7 +91,9 @@ class InstanceNormalization(ChannelLayer, keras.layers.Layer):
             ``batches_tracked``.
         running_variance: the estimator that is stored, averaged over the batch: ``"instance_mean_unbiased"`` as in torch,
             or ``"instance_mean_biased"``.
-        single_value: what happens with one position: ``"zero"``: y = beta, or ``"raise"``.
+        single_value: what happens with one position: ``"zero"``: y = beta, or ``"raise"``. Where the number of positions is
+            known only to the graph, that is an assertion, an ``InvalidArgumentError`` as it runs. XLA drops assertions:
+            compiled by it, y is NaN and the moving statistics stay.
 
     Speed, against `keras.layers.GroupNormalization` with ``groups=-1`` on one processor thread in float32: channels first 1.0
     and 0.85 times its time (forward, with the gradient), channels last 1.4 and 1.15 times: the second look at the mean buys

@@ -154,6 +154,34 @@ def test_mask_means_what_it_means_in_keras(masked):
         assert np.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("masked", [[[1, 1, 0], [1, 0, 1]], [[1], [0]], [[0, 0, 0], [0, 0, 0]]])
+def test_gradients_with_a_mask_are_the_natives(masked, axis):
+    x, upstream, mask = tf.constant(data(2, 3, 4)), tf.constant(data(2, 3, 4)[::-1]), np.array(masked, "f4")
+    gradients = []
+    for layer in (crossnorm.tensorflow.BatchNormalization(axis=axis), keras.layers.BatchNormalization(axis=axis)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True, mask=mask)
+        gradients.append(tape.gradient(y, [x, *(w.value for w in layer.trainable_weights)], upstream))
+    for ours, native in zip(*gradients, strict=True):
+        assert np.allclose(ours, native, rtol=1e-5, atol=1e-4)
+
+
+def test_masked_nan_stays_where_it_is():
+    x, mask = data(2, 3, 4), np.array([[1, 1, 0], [1, 0, 1]], bool)
+    x[~mask] = np.nan
+    ours, native = crossnorm.tensorflow.BatchNormalization(), keras.layers.BatchNormalization()
+    assert np.allclose(ours(x, training=True, mask=mask), native(x, training=True, mask=mask), atol=1e-5, equal_nan=True)
+    assert np.allclose(ours.moving_variance, native.moving_variance)
+
+
+def test_a_mask_that_is_true_everywhere_is_no_mask():
+    x, masked, plain = data(2, 4), crossnorm.tensorflow.BatchNormalization(), crossnorm.tensorflow.BatchNormalization()
+    assert np.array_equal(masked(x, training=True, mask=np.ones(2, bool)), plain(x, training=True))
+    assert all(np.array_equal(a, b) for a, b in zip(masked.weights, plain.weights, strict=True))
+
+
 def test_rms_norm_passes_a_mask_on():
     masked = keras.layers.Masking()(np.array([[[1.0, 2.0], [0.0, 0.0]]]))
     assert crossnorm.tensorflow.RMSNormalization()(masked)._keras_mask.numpy().tolist() == [[True, False]]

@@ -115,6 +115,34 @@ def test_single_value(cls, shape):
         unknown(x)
 
 
+@pytest.mark.parametrize(
+    ("cls", "shape"), [(BatchNormalization, (1, 4)), (InstanceNormalization, (2, 1, 4))], ids=["batch", "instance"]
+)
+def test_single_value_where_xla_drops_the_assertion(cls, shape):
+    layer = cls(single_value="raise", track_running_stats=True, momentum=None)
+    layer.build(shape)
+    before = [w.numpy() for w in layer.weights]
+    signature = tf.TensorSpec([None] * (len(shape) - 1) + [4])
+    step = tf.function(lambda x: layer(x, training=True), jit_compile=True, input_signature=[signature])
+    assert np.isnan(step(np.ones(shape, "f4"))).all()
+    assert all((w.numpy() == b).all() for w, b in zip(layer.weights, before, strict=True))
+    assert np.isfinite(step(np.ones((3,) * (len(shape) - 1) + (4,), "f4"))).all()
+    assert layer.batches_tracked.numpy() == 1
+
+
+def test_single_value_behind_a_mask():
+    layer, one, two = BatchNormalization(single_value="raise"), np.eye(2, 3, dtype=bool)[:, :1], np.eye(2, 3, dtype=bool)
+    layer.build(X.shape)
+    before = [w.numpy() for w in layer.weights]
+    with pytest.raises(crossnorm.SpecError, match="one value"):
+        layer(X[:, :1], training=True, mask=one)
+    step = tf.function(lambda x, mask: layer(x, training=True, mask=mask))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one value"):
+        step(X[:, :1], one)
+    assert all((w.numpy() == b).all() for w, b in zip(layer.weights, before, strict=True))
+    assert np.isfinite(step(X, two)).all()
+
+
 def test_what_from_spec_promised():
     layer = crossnorm.tensorflow.layer(crossnorm.BatchNormSpec(channels=8), rank=1)
     with pytest.raises(crossnorm.SpecError, match="the specification says"):
@@ -145,13 +173,16 @@ def test_garbage_set_later_stops_the_next_step_and_keeps_the_state(cls, name, va
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("cls", [BatchNormalization, InstanceNormalization])
-def test_an_empty_batch_keeps_the_state(cls, known):
+@pytest.mark.parametrize(
+    ("cls", "masked"), [(BatchNormalization, False), (BatchNormalization, True), (InstanceNormalization, False)]
+)
+def test_an_empty_batch_keeps_the_state(cls, masked, known):
     layer = cls(track_running_stats=True, momentum=None)
     layer(X, training=True)
     before = [w.numpy() for w in layer.weights]
     signature = tf.TensorSpec([0 if known else None, 3, 4])
-    step = tf.function(lambda x: layer(x, training=True), input_signature=[signature])
+    masks = {"mask": np.ones((0, 3), bool)} if masked else {}
+    step = tf.function(lambda x: layer(x, training=True, **masks), input_signature=[signature])
     assert step(X[:0]).shape == (0, 3, 4)
     assert all((w.numpy() == b).all() for w, b in zip(layer.weights, before, strict=True))
 

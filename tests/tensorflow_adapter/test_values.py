@@ -166,3 +166,32 @@ def test_pure_functions_mirror_the_reference_and_change_nothing(method):
         for name, quantity in want.state.items():
             assert np.allclose(new[name], quantity.value, rtol=1e-12)
     assert all((state[name] == before[name]).all() for name in state)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_masked_batch_norm_of_many_values(offset, graph):
+    """Output, statistics and gradient are within a few roundings of what float64 makes of the same numbers."""
+    random = np.random.default_rng(0)
+    x = (offset + random.normal(size=(32, 3136, 4))).astype("f4")
+    mask, upstream = random.uniform(size=(32, 3136)) < 0.9, random.normal(size=x.shape).astype("f4")
+    layer = crossnorm.tensorflow.BatchNormalization(momentum=0.0)
+    layer.build(x.shape)
+
+    def step(x, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True, mask=mask)
+        return y, tape.gradient(y, x, upstream)
+
+    y, dx = (tf.function(step) if graph else step)(tf.constant(x), tf.constant(upstream))
+    wide, weights, count = x.astype("f8"), mask[..., None], mask.sum()
+    mean, variance = wide[mask].mean(0), wide[mask].var(0)
+    r = 1 / np.sqrt(variance + 1e-3)
+    xhat = (wide - mean) * r
+    average, slope = upstream.sum((0, 1), "f8") / count, (upstream * xhat).sum((0, 1)) / count
+    want = {"y": xhat, "mean": mean, "variance": variance, "dx": r * (upstream - weights * (average + xhat * slope))}
+    got = {"y": y, "mean": layer.moving_mean, "variance": layer.moving_variance, "dx": dx}
+    for name, value in got.items():
+        size = np.abs(wide if name == "mean" else want[name]).max()
+        assert np.abs(value - want[name]).max() <= 4 * np.finfo("f4").eps * size, name
