@@ -1,8 +1,21 @@
 """From the roles of a specification to axis numbers, and back. The only place that knows how ranks and layouts work."""
 
+import operator
 from collections.abc import Iterable, Sequence
 
 from crossnorm.errors import SpecError
+
+
+def integer(value: object) -> int | None:
+    """``value``, NumPy's for example, as a Python integer; None if it is none, as True is.
+
+    >>> integer(3), integer(3.0), integer(True)
+    (3, None, None)
+    """
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def normalize_axis(axis: int, rank: int, who: str) -> int:
@@ -11,9 +24,12 @@ def normalize_axis(axis: int, rank: int, who: str) -> int:
     >>> normalize_axis(-1, 4, "BatchNormalization")
     3
     """
-    if not -rank <= axis < rank:
+    number = integer(axis)
+    if number is None:
+        raise SpecError(f"{who}: axis={axis!r} is not an integer; give a number, or several")
+    if not -rank <= number < rank:
         raise SpecError(f"{who}: axis={axis} is out of range for rank {rank}; choose one of {-rank}..{rank - 1}")
-    return axis % rank
+    return number % rank
 
 
 def normalize_axes(axes: int | Iterable[int], rank: int, who: str) -> tuple[int, ...]:
@@ -22,7 +38,7 @@ def normalize_axes(axes: int | Iterable[int], rank: int, who: str) -> tuple[int,
     >>> normalize_axes([-1, 1], 4, "LayerNormalization")
     (1, 3)
     """
-    numbers = [axes] if isinstance(axes, int) else list(axes)
+    numbers = list(axes) if isinstance(axes, Iterable) and integer(axes) is None else [axes]
     if not numbers:
         raise SpecError(f"{who}: axis={axes!r} is empty; name at least one axis")
     normalized = sorted(normalize_axis(axis, rank, who) for axis in numbers)
