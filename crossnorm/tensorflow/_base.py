@@ -1,6 +1,5 @@
 """What every layer of this room shares: validation in Keras' exception types, weights, specification and configuration."""
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -9,26 +8,29 @@ import tensorflow as tf
 
 from crossnorm.errors import SpecError
 from crossnorm.spec import INFERENCE, TRAIN, Mode, NormSpec
-from crossnorm.spec._axes import normalize_axes
+from crossnorm.spec._axes import integer, normalize_axes
 
 Tensor = tf.Tensor
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
 
-class ArgumentTypeError(SpecError, TypeError):
+class CallError(SpecError):
+    """What this room refuses. Keras and AutoGraph rebuild exceptions to add where they happened; these pass as they are."""
+
+    _keras_call_info_injected = ag_pass_through = True
+
+
+class ArgumentTypeError(CallError, TypeError):
     """An argument of a type that cannot be used; Keras raises ``TypeError``."""
 
 
-class AxisError(SpecError, IndexError):
+class AxisError(CallError, IndexError):
     """An axis that the input does not have; Keras raises ``IndexError``."""
 
 
 class ShapeError(AxisError, tf.errors.InvalidArgumentError):
     """An input whose shape does not fit the layer; Keras raises ``ValueError``, ``IndexError`` or ``InvalidArgumentError``."""
-
-    # Keras rebuilds a TensorFlow error to add the call's arguments, with TensorFlow's four; this asks it not to.
-    _keras_call_info_injected = True
 
     def __init__(self, message: str) -> None:
         tf.errors.InvalidArgumentError.__init__(self, None, None, message)
@@ -37,13 +39,24 @@ class ShapeError(AxisError, tf.errors.InvalidArgumentError):
 # What the pure functions share.
 
 
-def floating(x: Any, who: str) -> Tensor:
-    """``x`` as a tensor of floating-point numbers, or a ``SpecError``."""
+def checked(spec: NormSpec, x: Any, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
+    """``x`` as a tensor of floating-point numbers; a ``SpecError`` if it is none, or for arrays of other names or shapes."""
+    try:
+        spec.check_arrays(parameters, state)
+    except SpecError as error:
+        raise CallError(str(error)) from None
     x = tf.convert_to_tensor(x)
+    check_rank(x.shape, spec.method)
     if x.dtype not in _FLOATS:
         names = ", ".join(dtype.name for dtype in _FLOATS)
-        raise SpecError(f"{who}: an input of dtype {x.dtype.name} cannot be normalized; cast it to one of {names}")
+        raise CallError(f"{spec.method}: an input of dtype {x.dtype.name} cannot be normalized; cast it to one of {names}")
     return x
+
+
+def check_rank(shape: Any, who: str, what: str = "input") -> None:
+    """Refuse a shape of which not even the rank is known."""
+    if isinstance(shape, tf.TensorShape) and shape.rank is None:
+        raise ShapeError(f"{who}: the rank of the {what} is unknown; give it a shape, None for each unknown size")
 
 
 def widened(x: Tensor) -> Tensor:
@@ -89,6 +102,23 @@ def normalized_axes(
     return resolved
 
 
+def checked_mask(mask: Any, x: Tensor) -> Tensor:
+    """``mask`` as a tensor; a ``SpecError`` if it cannot be laid on all axes of ``x`` but the last."""
+    mask = tf.convert_to_tensor(mask)
+    check_rank(mask.shape, "batch_norm", "mask")
+    if len(mask.shape) != len(x.shape) - 1:
+        raise CallError(
+            f"batch_norm: a mask of shape {tuple(mask.shape)} has not one dimension less than the input of shape "
+            f"{tuple(x.shape)}; leave out the last one"
+        )
+    if any(None not in (size, wanted) and size not in (1, wanted) for size, wanted in zip(mask.shape, x.shape, strict=False)):
+        raise ShapeError(
+            f"batch_norm: a mask of shape {tuple(mask.shape)} does not fit the input of shape {tuple(x.shape)}; "
+            "give each dimension but the last the input's size, or 1"
+        )
+    return mask
+
+
 def optional(parameters: Mapping[str, Tensor], dtype: tf.DType) -> tuple[Tensor | None, Tensor | None]:
     """Scale and offset in the dtype of the arithmetic; None for one that is not learned."""
     scale, offset = (tf.cast(parameters[name], dtype) if name in parameters else None for name in ("scale", "offset"))
@@ -104,7 +134,7 @@ def refuse_single_value(x: Tensor, count: int | Tensor, who: str) -> tuple[Tenso
     refused = count == 1 if isinstance(count, int) else tf.reduce_any(tf.equal(count, 1))
     known = tf.get_static_value(refused)
     if known:
-        raise SpecError(message)
+        raise CallError(message)
     if known is not None:
         return x, False
     with tf.control_dependencies([tf.debugging.Assert(~refused, [message])]):
@@ -164,7 +194,7 @@ class SpecLayer:
         """The specification that the layer obeys now; a ``SpecError`` while its sizes are unknown or an attribute is wrong."""
         sizes = self._found or self._promised
         if sizes is None:
-            raise SpecError(
+            raise CallError(
                 f"{type(self).__name__}: the specification is not known before the layer is built; "
                 "call build(input_shape), or the layer, first"
             )
@@ -177,7 +207,7 @@ class SpecLayer:
     @classmethod
     def _check_method(cls, spec: NormSpec) -> None:
         if getattr(spec, "method", None) != cls.method:
-            raise SpecError(
+            raise CallError(
                 f"{cls.__name__}: from_spec was given {spec!r}, which is no {cls.method} specification; "
                 "use crossnorm.tensorflow.layer(spec), which picks the class"
             )
@@ -191,7 +221,7 @@ class SpecLayer:
         who = type(self).__name__
         sizes = tuple(input_shape[axis] for axis in resolve_axes(axes, len(input_shape), who))
         if None in sizes:
-            raise SpecError(f"{who}: axis={axes!r} of an input of shape {tuple(input_shape)} is unknown; give it a size")
+            raise CallError(f"{who}: axis={axes!r} of an input of shape {tuple(input_shape)} is unknown; give it a size")
         if self._promised not in (None, sizes):
             raise ShapeError(
                 f"{who}: axis={axes!r} of an input of shape {tuple(input_shape)} has the sizes {sizes}, "
@@ -210,8 +240,9 @@ class SpecLayer:
         return self.add_weight(name=name, shape=shape, autocast=False, **of)
 
     def _parameters(self) -> dict[str, Tensor]:
-        weights = {"scale": self.gamma, "offset": self.beta}
-        return {name: weight.value for name, weight in weights.items() if weight is not None}
+        """The weights in use: ``center`` and ``scale`` count as they are now."""
+        weights, spec = {"scale": self.gamma, "offset": self.beta}, self.spec
+        return {a.name: weights[a.name].value for a in spec.parameters if weights[a.name] is not None}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -223,6 +254,7 @@ class SpecLayer:
 
     def _assert_input_compatibility(self, inputs: Any) -> None:
         """Keras' check of the shape, and ours of the dtype and of the live attributes, before anything runs."""
+        check_rank(getattr(inputs, "shape", None), type(self).__name__)
         try:
             super()._assert_input_compatibility(inputs)
         except ValueError as error:
@@ -234,7 +266,7 @@ class SpecLayer:
 
     def _check_dtype(self, dtype: tf.DType) -> None:
         if dtype not in _FLOATS:
-            raise SpecError(
+            raise CallError(
                 f"{type(self).__name__}: an input of dtype {dtype.name} cannot be normalized; cast it to a floating-point dtype"
             )
 
@@ -246,8 +278,15 @@ class ChannelLayer(SpecLayer):
     moving_mean = moving_variance = batches_tracked = None
 
     def _check_axis(self, axis: Any) -> None:
-        if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+        if integer(axis) is None:
             raise ArgumentTypeError(f"{type(self).__name__}: axis={axis!r} is not an integer; name the one channel axis")
+
+    def _check_number(self, name: str, value: Any) -> None:
+        """Keras takes what ``float`` takes, and lets ``float`` complain."""
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            raise ArgumentTypeError(f"{type(self).__name__}: {name}={value!r} is not a number; give a float") from None
 
     def _find_channels(self, input_shape: Sequence[int | None], minimum_rank: int) -> tuple[int, ...]:
         """The number of channels; from now on, inputs of this rank and number only."""
@@ -272,11 +311,11 @@ class ChannelLayer(SpecLayer):
         return TRAIN if training and self.trainable else INFERENCE
 
     def _state(self) -> dict[str, Tensor]:
-        if self.moving_mean is None:
+        if self.moving_mean is None or not self.track_running_stats:
             return {}
         counter = self.batches_tracked
         if counter is None and self.momentum is None:
-            raise SpecError(
+            raise CallError(
                 f"{type(self).__name__}: momentum=None needs the weight that counts batches, which build did not make; "
                 "give momentum=None at construction"
             )
@@ -302,12 +341,12 @@ class RowLayer(SpecLayer):
 
     def _check_axis(self, axis: Any) -> None:
         axes = axis if isinstance(axis, (list, tuple)) else [axis]
-        if not all(isinstance(a, numbers.Integral) and not isinstance(a, bool) for a in axes):
+        if any(integer(a) is None for a in axes):
             raise ArgumentTypeError(
                 f"{type(self).__name__}: axis={axis!r} is neither an integer nor a list of them; name the normalized axes"
             )
         if not axes:
-            raise SpecError(f"{type(self).__name__}: axis={axis!r} is empty; name at least one axis")
+            raise CallError(f"{type(self).__name__}: axis={axis!r} is empty; name at least one axis")
 
     @staticmethod
     def _axis_of(spec: Any, axis: int | Sequence[int] | None) -> int | Sequence[int]:

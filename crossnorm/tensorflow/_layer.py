@@ -7,8 +7,9 @@ import keras
 
 from crossnorm.errors import SpecError
 from crossnorm.spec import NormSpec
+from crossnorm.spec._axes import integer
 
-from ._base import ChannelLayer, SpecLayer
+from ._base import ArgumentTypeError, ChannelLayer, SpecLayer
 from .batch_norm import BatchNormalization
 from .group_norm import GroupNormalization
 from .instance_norm import InstanceNormalization
@@ -26,12 +27,13 @@ def layer(spec: NormSpec, *, rank: int | None = None, layout: str | None = None,
 
     Args:
         spec: any specification.
-        rank: the number of spatial dimensions; the layer then refuses inputs of another one. None leaves it open.
+        rank: the number of spatial dimensions; the layer then refuses inputs of another one. None leaves it open. Layer and
+            RMS normalization know no spatial dimensions and take any number of them.
         layout: ``"channels_last"``, which None stands for, or ``"channels_first"``.
         **keras_kwargs: go to the layer: ``name``, ``dtype``, initializers, or ``axis`` in place of ``layout``.
 
     Raises:
-        SpecError: a specification or a layout that is not known.
+        SpecError: a specification or a layout that is not known, a rank that is not an integer >= 0.
 
     >>> import crossnorm
     >>> layer(crossnorm.BatchNormSpec(channels=8), layout="channels_first").axis
@@ -42,6 +44,8 @@ def layer(spec: NormSpec, *, rank: int | None = None, layout: str | None = None,
     if getattr(spec, "method", None) not in _LAYERS:
         raise SpecError(f"layer: {spec!r} is no specification with a Keras layer; the methods are {', '.join(_LAYERS)}")
     cls = _LAYERS[spec.method]
+    if rank is not None and (integer(rank) is None or rank < 0):
+        raise ArgumentTypeError(f"layer: rank={rank!r} is not an integer >= 0; give the number of spatial dimensions")
     if "axis" not in keras_kwargs:
         keras_kwargs["axis"] = _axis(spec, cls, layout)
     elif layout is not None:

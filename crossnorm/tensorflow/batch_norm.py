@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 import keras
 import tensorflow as tf
 
-from crossnorm.errors import SpecError, Unsupported
+from crossnorm.errors import Unsupported
 from crossnorm.spec import BatchNormSpec, Mode
 
 from ._arithmetic import (
@@ -22,7 +22,8 @@ from ._base import (
     ChannelLayer,
     Tensor,
     channel_axis,
-    floating,
+    checked,
+    checked_mask,
     optional,
     refuse_single_value,
     update_running,
@@ -51,19 +52,22 @@ def batch_norm(
     Dtypes: any floating point. Half precision is computed in float32; the output has the dtype of ``x``.
 
     Raises:
-        SpecError: an integer ``x``, an axis or a number of channels that does not fit, one value per channel if the
-            specification says ``single_value="raise"``.
+        SpecError: parameters or state of other names or shapes than the specification's, an integer ``x``, an axis or a
+            number of channels that does not fit, one value per channel if the specification says
+            ``single_value="raise"``.
 
     References:
         Ioffe and Szegedy 2015, arXiv:1502.03167, Algorithms 1 and 2.
 
     >>> import crossnorm
-    >>> spec = crossnorm.BatchNormSpec(channels=1, eps=0.0, tracked=False)
+    >>> spec = crossnorm.BatchNormSpec(channels=1, eps=0.0, scale=False, offset=False, tracked=False)
     >>> y, _ = batch_norm(spec, [[1.0], [3.0]], {}, {}, crossnorm.TRAIN)
     >>> y.numpy().ravel().tolist()
     [-1.0, 1.0]
     """
-    x = floating(x, "batch_norm")
+    x = checked(spec, x, parameters, state)
+    if mask is not None:
+        mask = checked_mask(mask, x)
     axis = channel_axis(axis, x.shape, spec.channels, 1, "batch_norm")
     view = channel_view(widened(x), axis, instances=False)
     scale, offset = optional(parameters, view.dtype)
@@ -107,7 +111,8 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
 
     Differences from the native layer: an empty batch keeps the moving statistics (there they become NaN for good);
     deviations from the mean are formed first (there, channels of large mean lose up to 3,000 rounding units); the positions
-    of a mask are counted as they are, at least 1 (there, Keras' global epsilon is added to their number). What is
+    of a mask are counted as they are, at least 1 (there, Keras' global epsilon is added to their number);
+    an input without channels is refused. What is
     computed in half precision there is computed in float32 in both. ``renorm=True`` and ``synchronized=True`` run the native
     code.
 
@@ -160,6 +165,8 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
         **kwargs: Any,
     ) -> None:
         self._check_axis(axis)
+        self._check_number("epsilon", epsilon)
+        self._check_number("momentum", 0.99 if momentum is None else momentum)
         super().__init__(
             axis=axis,
             momentum=0.99 if momentum is None else momentum,
@@ -241,11 +248,6 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         if self._runs_native_code():
             return super().call(inputs, training=training, mask=mask)
-        if mask is not None and len(mask.shape) != len(inputs.shape) - 1:
-            raise SpecError(
-                f"BatchNormalization: a mask of shape {tuple(mask.shape)} has not one dimension less than the input of shape "
-                f"{tuple(inputs.shape)}; leave out the last one"
-            )
         x, mode = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32")), self._mode(training)
         parameters, state = self._parameters(), self._state()
         y, state = batch_norm(self.spec, x, parameters, state, mode, axis=self.axis, mask=mask)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from crossnorm.spec import INFERENCE, GroupNormSpec, Mode
 
 from ._arithmetic import channel_view, standardize_channels
-from ._base import ChannelLayer, Tensor, channel_axis, floating, optional, widened
+from ._base import CallError, ChannelLayer, Tensor, channel_axis, checked, optional, widened
 
 
 def group_norm(
@@ -31,18 +31,19 @@ def group_norm(
     Dtypes: any floating point. Half precision is computed in float32; the output has the dtype of ``x``.
 
     Raises:
-        SpecError: an integer ``x``, an axis or a number of channels that does not fit.
+        SpecError: parameters or state of other names or shapes than the specification's, an integer ``x``, an axis or a
+            number of channels that does not fit.
 
     References:
         Wu and He 2018, arXiv:1803.08494, equations (1), (2), (6) and (7).
 
     >>> import crossnorm
-    >>> spec = crossnorm.GroupNormSpec(channels=4, groups=2, eps=0.0)
+    >>> spec = crossnorm.GroupNormSpec(channels=4, groups=2, eps=0.0, scale=False, offset=False)
     >>> y, _ = group_norm(spec, [[1.0, 3.0, 5.0, 9.0]], {}, {}, crossnorm.TRAIN)
     >>> y.numpy().tolist()
     [[-1.0, 1.0, -1.0, 1.0]]
     """
-    x = floating(x, "group_norm")
+    x = checked(spec, x, parameters, state)
     view = channel_view(widened(x), channel_axis(axis, x.shape, spec.channels, 2, "group_norm"), instances=True)
     y, _ = standardize_channels(view, *optional(parameters, view.dtype), spec.groups, spec.eps)
     return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), dict(state)
@@ -54,6 +55,8 @@ class GroupNormalization(ChannelLayer, keras.layers.GroupNormalization):
 
     Arguments, defaults, weights and files are those of the native layer; ``groups=-1`` is one group per channel, and stays
     -1 in ``groups`` and in the configuration also after ``build``.
+
+    Differences from the native layer: ``axis=0``, which is the batch, and an input without channels are refused.
 
     Speed, against the native layer on one processor thread in float32: half its time channels last, 0.85 to 1.0 times channels
     first; ``groups=-1`` channels last 1.4 times forward and 1.15 times with the gradient, see `InstanceNormalization`.
@@ -92,8 +95,10 @@ class GroupNormalization(ChannelLayer, keras.layers.GroupNormalization):
         **kwargs: Any,
     ) -> None:
         self._check_axis(axis)
+        if not isinstance(groups, int):
+            raise CallError(f"GroupNormalization: groups={groups!r} is not an int; Keras takes no other type: say int(groups)")
         # The specification judges before Keras does; -1 stands for the number of channels, not known yet.
-        channels = groups if isinstance(groups, int) and groups > 0 else 1
+        channels = groups if groups > 0 else 1
         GroupNormSpec(channels=channels, groups=1 if groups == -1 else groups, eps=epsilon)
         super().__init__(
             groups=groups,

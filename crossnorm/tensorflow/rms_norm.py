@@ -9,7 +9,7 @@ import tensorflow as tf
 from crossnorm.spec import INFERENCE, Mode, RMSNormSpec
 
 from ._arithmetic import standardize_rows
-from ._base import RowLayer, Tensor, floating, normalized_axes, optional, widened
+from ._base import RowLayer, Tensor, checked, normalized_axes, optional, widened
 
 
 def rms_norm(
@@ -31,17 +31,18 @@ def rms_norm(
     Dtypes: any floating point. Half precision is computed in float32; the output has the dtype of ``x``.
 
     Raises:
-        SpecError: an integer ``x``, or axes whose sizes do not fit.
+        SpecError: parameters or state of other names or shapes than the specification's, an integer ``x``, or axes whose
+            sizes do not fit.
 
     References:
         Zhang and Sennrich 2019, arXiv:1910.07467, equation (4).
 
     >>> import crossnorm
-    >>> y, _ = rms_norm(crossnorm.RMSNormSpec(shape=2, eps=0.0), [[3.0, 3.0]], {}, {}, crossnorm.TRAIN)
+    >>> y, _ = rms_norm(crossnorm.RMSNormSpec(shape=2, eps=0.0, scale=False), [[3.0, 3.0]], {}, {}, crossnorm.TRAIN)
     >>> y.numpy().tolist()
     [[1.0, 1.0]]
     """
-    x = floating(x, "rms_norm")
+    x = checked(spec, x, parameters, state)
     axes = normalized_axes(axis, x.shape, spec.shape, "rms_norm")
     wide = widened(x)
     scale, _ = optional(parameters, wide.dtype)
@@ -107,7 +108,7 @@ class RMSNormalization(RowLayer, keras.layers.RMSNormalization):
         self.scale = self.add_weight(name="scale", shape=shape, initializer="ones", autocast=False) if self.use_scale else None
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {} if self.scale is None else {"scale": self.scale.value}
+        return {"scale": self.scale.value} if self.use_scale and self.scale is not None else {}
 
     def call(self, x: Tensor) -> Tensor:
         y, _ = rms_norm(self.spec, x, self._parameters(), {}, INFERENCE, axis=self.axis)

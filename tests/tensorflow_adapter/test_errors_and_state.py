@@ -96,9 +96,77 @@ def test_ranks():
     assert BatchNormalization(axis=0)(X, training=True).shape == X.shape
 
 
-def test_mask_of_a_wrong_rank():
-    with pytest.raises(ValueError, match="one dimension less"):
-        BatchNormalization()(X, mask=np.ones(X.shape, bool))
+@pytest.mark.parametrize(("shape", "sentence"), [((2, 3, 4), "one dimension less"), ((2, 2), "does not fit")])
+def test_mask_of_another_shape(shape, sentence):
+    with pytest.raises(crossnorm.SpecError, match=f"^batch_norm: .*{sentence}"):
+        BatchNormalization()(X, training=True, mask=np.ones(shape, bool))
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_unknown_rank(cls):
+    layer = make(cls)
+    layer.build(X.shape)
+    with pytest.raises(crossnorm.SpecError, match="the rank of the input is unknown"):
+        tf.function(layer, input_signature=[tf.TensorSpec(None)])(X)
+
+
+def test_an_error_inside_call_is_our_sentence_alone():
+    later = BatchNormalization()
+    later.build(X.shape)
+    later.momentum = None
+    for layer in (later, BatchNormalization(single_value="raise"), InstanceNormalization(single_value="raise")):
+        for call in (layer, tf.function(layer)):
+            with pytest.raises(crossnorm.SpecError, match=r"^(BatchN|batch_n|instance_n)") as raised:
+                call(X[:1, :1], training=True)
+            assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("cls", ALL[:1] + ALL[2:])
+def test_axis_of_numpy(cls):
+    layer = make(cls, axis=np.int64(-1))
+    assert np.array_equal(layer(X), make(cls)(X))
+    assert type(layer).from_config(layer.get_config()).axis == -1
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: BatchNormalization(epsilon=None),
+        lambda: BatchNormalization(momentum="much"),
+        lambda: crossnorm.tensorflow.layer(crossnorm.BatchNormSpec(channels=4), rank="2"),
+        lambda: crossnorm.tensorflow.layer(crossnorm.LayerNormSpec(shape=4), rank=-1),
+    ],
+)
+def test_arguments_of_a_wrong_type(build):
+    with pytest.raises(crossnorm.tensorflow.ArgumentTypeError, match="is not a"):
+        build()
+
+
+def test_groups_of_numpy():
+    with pytest.raises(ValueError, match=r"groups=.*is not an int; .*int\(groups\)"):
+        GroupNormalization(groups=np.int64(4))
+
+
+@pytest.mark.parametrize("method", ["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"])
+def test_pure_functions_refuse_other_arrays(method):
+    sizes = {"shape": 4} if method in ("layer_norm", "rms_norm") else {"channels": 4}
+    spec = crossnorm.preset("keras", method, **sizes, **({"groups": 2} if method == "group_norm" else {}))
+    function = getattr(crossnorm.tensorflow.functional, method)
+    right = {array.name: np.ones(array.shape) for array in spec.parameters}
+    state = {array.name: np.ones(array.shape) for array in spec.state}
+    assert function(spec, X, right, state, crossnorm.TRAIN)[0].shape == X.shape
+    for wrong in ({"gamma": np.ones(4)}, {}, {**right, "scale": np.ones(3)}):
+        with pytest.raises(crossnorm.SpecError, match="parameters of shapes"):
+            function(spec, X, wrong, state, crossnorm.TRAIN)
+    with pytest.raises(crossnorm.SpecError, match="state of shapes"):
+        function(spec, X, right, {} if state else {"mean": np.ones(4)}, crossnorm.TRAIN)
+
+
+def test_what_is_switched_off_later_is_not_used():
+    layer = BatchNormalization(beta_initializer="ones")
+    layer(X)
+    layer.track_running_stats = layer.center = False
+    assert np.allclose(layer(X), BatchNormalization()(X, training=True), atol=1e-6)
 
 
 @pytest.mark.parametrize(
