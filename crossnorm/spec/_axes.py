@@ -2,18 +2,19 @@
 
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from crossnorm.errors import SpecError
 
 
-def integer(value: object) -> int | None:
+def integer(value: Any) -> int | None:
     """``value``, NumPy's for example, as a Python integer; None if it is none, as True is.
 
     >>> integer(3), integer(3.0), integer(True)
     (3, None, None)
     """
     try:
-        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
 
@@ -38,7 +39,7 @@ def normalize_axes(axes: int | Iterable[int], rank: int, who: str) -> tuple[int,
     >>> normalize_axes([-1, 1], 4, "LayerNormalization")
     (1, 3)
     """
-    numbers = list(axes) if isinstance(axes, Iterable) and integer(axes) is None else [axes]
+    numbers: list[Any] = list(axes) if isinstance(axes, Iterable) and integer(axes) is None else [axes]
     if not numbers:
         raise SpecError(f"{who}: axis={axes!r} is empty; name at least one axis")
     normalized = sorted(normalize_axis(axis, rank, who) for axis in numbers)
