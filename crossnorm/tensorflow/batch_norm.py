@@ -116,8 +116,9 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
     computed in half precision there is computed in float32 in both. ``renorm=True`` and ``synchronized=True`` run the native
     code.
 
-    Speed, against the native layer on one processor thread in float32: training 0.6 to 1.0 times its time, inference the same;
-    a gradient through inference 1.1 times, because the gradient of gamma uses deviations from the mean.
+    Speed, against the native layer on one processor thread in float32: training 0.6 to 1.0 times its time, with a
+    mask too; inference the same; a gradient through inference 1.1 times, because the gradient of gamma uses
+    deviations from the mean.
 
     Shapes: any rank with a known size along ``axis``.
 

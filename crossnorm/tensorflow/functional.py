@@ -1,7 +1,8 @@
 """The pure functions: ``(spec, x, parameters, state, mode, *, axis) -> (y, new_state)``, the same for every method.
 
 ``parameters`` holds "scale" and "offset", as far as the specification has them; ``state`` holds "running_mean",
-"running_variance" and "batches_tracked". They mirror ``crossnorm.reference.forward``, and the layers are built on them.
+"running_variance" and "batches_tracked"; other names or shapes are refused. `batch_norm` also takes a mask. They
+mirror ``crossnorm.reference.forward``, and the layers are built on them.
 """
 
 from .batch_norm import batch_norm as batch_norm

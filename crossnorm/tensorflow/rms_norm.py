@@ -60,8 +60,8 @@ class RMSNormalization(RowLayer, keras.layers.RMSNormalization):
         use_scale: False leaves out the weight ``scale``.
 
     Differences from the native layer: a mask that comes with the input is passed on (there it is lost with a warning), and
-    under a mixed policy the scale is used in its own float32 (there it is rounded to half precision first). ``axis`` stays
-    what was given also after ``build``.
+    under a mixed policy the scale is used in its own float32 (there it is rounded to half precision first). An input
+    with a normalized axis of size 0 is refused. ``axis`` stays what was given also after ``build``.
 
     Shapes: any rank with known sizes along ``axis``.
 
