@@ -116,9 +116,10 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
     computed in half precision there is computed in float32 in both. ``renorm=True`` and ``synchronized=True`` run the native
     code.
 
-    Speed, against the native layer on one processor thread in float32: training 0.6 to 1.0 times its time, with a
-    mask too; inference the same; a gradient through inference 1.1 times, because the gradient of gamma uses
-    deviations from the mean.
+    Speed, against the native layer on one processor thread in float32: training channels last 1.1 times its time forward and
+    0.9 with the gradient, channels first 0.6; the second look at the mean buys that 100,000 values at an offset of 10,000 keep
+    their statistics within two rounding units, where the native is off by millions. Inference takes the same time; a gradient
+    through it 1.1 times, because the gradient of gamma uses deviations from the mean.
 
     Shapes: any rank with a known size along ``axis``.
 
