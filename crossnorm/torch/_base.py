@@ -1,10 +1,14 @@
 """What the layers of this room share: errors, checks and the running average."""
 
 import math
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar, Self, TypeVar
 
 from crossnorm.errors import CrossnormError, SpecError
 from crossnorm.spec import NormSpec
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 OLDEST = (2, 13)
 
@@ -86,6 +90,17 @@ class Layer(nn.Module):
         if self.weight is None and getattr(self, "bias", None) is not None:
             ours["scale"] = (False, True)
         return ", ".join([native, *(f"{name}={value!r}" for name, (value, default) in ours.items() if value != default)])
+
+
+def pure(function: Function) -> Function:
+    """What every pure function does first: refuse parameters and state of other names or shapes than the specification's."""
+
+    @wraps(function)
+    def checked(spec: NormSpec, x: Any, parameters: Any, state: Any, mode: Any) -> Any:
+        spec.check_arrays(parameters, state)
+        return function(spec, x, parameters, state, mode)
+
+    return checked  # type: ignore[return-value]
 
 
 def built(spec_class: type[NormSpec], **fields: Any) -> NormSpec:

@@ -24,6 +24,7 @@ from ._base import (
     per_channel,
     pilot,
     positions,
+    pure,
     sound,
     standardize,
     transformed,
@@ -200,6 +201,7 @@ def refuse_single_value(who: str, x: Tensor) -> None:
         )
 
 
+@pure
 def batch_norm(
     spec: BatchNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -213,6 +215,7 @@ def batch_norm(
         mode: whether the batch's statistics are used, and whether the state is updated.
 
     Raises:
+        SpecError: parameters or state of other names or shapes than the specification's.
         InputError: fewer than two dimensions, or one value per channel where the specification says so.
         ShapeError: wrong channel count.
         DtypeError: an integer input, or dtypes that do not go together.

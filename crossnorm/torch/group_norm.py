@@ -22,6 +22,7 @@ from ._base import (
     per_channel,
     pilot,
     positions,
+    pure,
     sound,
     standardize,
     watched,
@@ -111,6 +112,7 @@ def _spread(values: Tensor, x: Tensor) -> Tensor:
     return spread.reshape(x.size(0), x.size(1), *[1] * (x.dim() - 2))
 
 
+@pure
 def group_norm(
     spec: GroupNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -124,6 +126,7 @@ def group_norm(
         mode: has no influence.
 
     Raises:
+        SpecError: parameters or state of other names or shapes than the specification's.
         ShapeError: fewer than two dimensions, or a wrong channel count.
         DtypeError: an integer input, or dtypes that do not go together.
 

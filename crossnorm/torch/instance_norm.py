@@ -21,6 +21,7 @@ from ._base import (
     decay_of,
     momentum_of,
     positions,
+    pure,
     sound,
     transformed,
     wide,
@@ -66,6 +67,7 @@ def refuse_single_value(who: str, x: Tensor) -> None:
         )
 
 
+@pure
 def instance_norm(
     spec: InstanceNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -79,6 +81,7 @@ def instance_norm(
         mode: whether the instance's statistics are used, and whether the state is updated.
 
     Raises:
+        SpecError: parameters or state of other names or shapes than the specification's.
         InputError: fewer than three dimensions, a wrong channel count, or one position where the specification says so.
         DtypeError: an integer input, or dtypes that do not go together.
 

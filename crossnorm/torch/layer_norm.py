@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossnorm.spec import LayerNormSpec, Mode
 
-from ._base import Layer, affine, built, check_dtype, check_normalized, reciprocal_root, sound, wide
+from ._base import Layer, affine, built, check_dtype, check_normalized, pure, reciprocal_root, sound, wide
 
 
 def normalize(
@@ -49,6 +49,7 @@ def widened(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.float()
 
 
+@pure
 def layer_norm(
     spec: LayerNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -62,6 +63,7 @@ def layer_norm(
         mode: has no influence.
 
     Raises:
+        SpecError: parameters or state of other names or shapes than the specification's.
         ShapeError: the input does not end in the normalized shape.
         DtypeError: an integer input, or dtypes that do not go together.
 

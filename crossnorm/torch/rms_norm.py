@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossnorm.spec import Mode, RMSNormSpec
 
-from ._base import InputError, Layer, affine, built, check_dtype, check_normalized, reciprocal_root, sound, wide
+from ._base import InputError, Layer, affine, built, check_dtype, check_normalized, pure, reciprocal_root, sound, wide
 
 
 def normalize(x: Tensor, shape: list[int], scale: Tensor | None, eps: float) -> Tensor:
@@ -23,6 +23,7 @@ def normalize(x: Tensor, shape: list[int], scale: Tensor | None, eps: float) -> 
     return affine(numbers * reciprocal_root(square, eps), scale, None).to(x.dtype)
 
 
+@pure
 def rms_norm(
     spec: RMSNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -36,6 +37,7 @@ def rms_norm(
         mode: has no influence.
 
     Raises:
+        SpecError: parameters or state of other names or shapes than the specification's.
         InputError: the input has fewer dimensions than the normalized shape.
         ShapeError: it does not end in the normalized shape.
         DtypeError: an integer input, or dtypes that do not go together.

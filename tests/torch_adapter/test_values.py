@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crossnorm.torch as ours
-from crossnorm import reference, rounding
+from crossnorm import SpecError, reference, rounding
 from crossnorm.spec import (
     INFERENCE,
     TRAIN,
@@ -179,3 +179,22 @@ def test_functional_agrees_with_the_layer_and_mutates_nothing() -> None:
     torch.testing.assert_close(layer.running_var, new_state["running_variance"], rtol=0, atol=0)
     torch.testing.assert_close(layer.running_mean, new_state["running_mean"], rtol=0, atol=0)
     assert new_state["batches_tracked"] == layer.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        BatchNormSpec(channels=3), LayerNormSpec(shape=3), GroupNormSpec(channels=3, groups=1), InstanceNormSpec(channels=3),
+        RMSNormSpec(shape=3),
+    ],
+    ids=lambda spec: spec.method,
+)  # fmt: skip
+def test_functional_refuses_arrays_of_other_names(spec: NormSpec) -> None:
+    function, x = getattr(ours.functional, spec.method), torch.randn(2, 3, 3)
+    parameters, state = ({array.name: torch.full(array.shape, array.initial) for array in arrays}
+                         for arrays in (spec.parameters, spec.state))  # fmt: skip
+    function(spec, x, parameters, state, TRAIN)
+    with pytest.raises(SpecError, match="gamma"):
+        function(spec, x, {"gamma": torch.ones(3)}, state, TRAIN)
+    with pytest.raises(SpecError, match="variance"):
+        function(spec, x, parameters, {**state, "variance": torch.ones(3)}, TRAIN)
