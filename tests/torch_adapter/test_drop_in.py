@@ -319,3 +319,16 @@ def test_a_missing_or_old_torch_is_one_clear_sentence(setup: str, message: str) 
     assert message in done.stdout
     assert "pip install" in done.stdout
     assert "crossnorm[torch]" in done.stdout
+
+
+def test_calls_of_one_layer_that_take_different_ways_share_a_backward_pass() -> None:
+    """A layer shared by the levels of a pyramid: the large float32 ones take the native kernel, the others ours."""
+    native, mine = nn.BatchNorm2d(6), ours.BatchNorm2d(6)
+    for first in (X(4, 6, 5, 5), X(2, 6, 2, 1), X(4, 6, 5, 5).to(memory_format=torch.channels_last)):
+        second = X(4, 6, 5, 5)
+        for inputs in ((first, second), (second, first)):
+            for layer in (native, mine):
+                layer.zero_grad()
+                sum(layer(x).pow(3).sum() for x in inputs).backward()
+            torch.testing.assert_close(mine.weight.grad, native.weight.grad, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(mine.state_dict(), native.state_dict())
