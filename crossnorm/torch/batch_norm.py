@@ -262,8 +262,8 @@ class BatchNorm(Layer, nn.modules.batchnorm._BatchNorm):
     __constants__: ClassVar[list[str]] = [
         "track_running_stats", "momentum", "eps", "num_features", "affine", "running_variance", "single_value",
     ]  # fmt: skip
-    running_variance: str
-    single_value: str
+    running_variance: str = "unbiased"  # here for a native that changes its class
+    single_value: str = "raise"
 
     def __init__(
         self,

@@ -119,9 +119,9 @@ class InstanceNorm(Layer, nn.modules.instancenorm._InstanceNorm):
     __constants__: ClassVar[list[str]] = [
         "track_running_stats", "momentum", "eps", "num_features", "affine", "running_variance", "single_value", "cumulative",
     ]  # fmt: skip
-    running_variance: str
-    single_value: str
-    cumulative: bool
+    running_variance: str = "instance_mean_unbiased"  # here for a native that changes its class
+    single_value: str = "raise"
+    cumulative: bool = False
 
     def __init__(
         self,

@@ -108,7 +108,7 @@ class LayerNorm(Layer, nn.LayerNorm):
     """
 
     __constants__: ClassVar[list[str]] = ["normalized_shape", "eps", "elementwise_affine", "subtract_mean"]
-    subtract_mean: bool
+    subtract_mean: bool = True  # here for a native that changes its class
 
     def __init__(
         self,

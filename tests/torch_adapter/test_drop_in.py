@@ -332,3 +332,14 @@ def test_calls_of_one_layer_that_take_different_ways_share_a_backward_pass() -> 
                 sum(layer(x).pow(3).sum() for x in inputs).backward()
             torch.testing.assert_close(mine.weight.grad, native.weight.grad, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(mine.state_dict(), native.state_dict())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_native_can_change_its_class(name: str) -> None:
+    layer = getattr(nn, name)(*LAYERS[name], **full(name))
+    shape = {"1": (2, 6, 3), "2": (2, 6, 3, 3), "3": (2, 6, 3, 3, 3)}.get(name[-2], (2, 6))
+    expected, text = layer.eval()(X(shape).fill_(0.5)), repr(layer)
+    layer.__class__ = getattr(ours, name)
+    torch.testing.assert_close(layer(X(shape).fill_(0.5)), expected)
+    assert layer.spec == getattr(ours, name)(*LAYERS[name], **full(name)).spec
+    assert repr(layer) == text
