@@ -343,3 +343,12 @@ def test_a_native_can_change_its_class(name: str) -> None:
     torch.testing.assert_close(layer(X(shape).fill_(0.5)), expected)
     assert layer.spec == getattr(ours, name)(*LAYERS[name], **full(name)).spec
     assert repr(layer) == text
+
+
+@pytest.mark.parametrize("parameter", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_rms_norm_mixes_dtypes_as_the_native_does(dtype: torch.dtype, parameter: torch.dtype, gradient: bool) -> None:
+    x = X(4, 6).to(dtype).requires_grad_(gradient)
+    native, mine = (module.RMSNorm(6, eps=1e-5, dtype=parameter) for module in (nn, ours))
+    torch.testing.assert_close(mine(x), native(x))
