@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from crossnorm.spec import InstanceNormSpec, Mode
 
 from ._base import (
+    ArgumentError,
     InputError,
     Layer,
     blend,
@@ -205,7 +206,12 @@ class InstanceNorm(Layer, nn.modules.instancenorm._InstanceNorm):
         running_mean, running_variance = self.running_mean, self.running_var
         if not torch.jit.is_scripting():
             check_statistics("InstanceNorm", running_mean, running_variance)
-        if not self.training and self.track_running_stats and running_mean is not None and running_variance is not None:
+        if not self.training and self.track_running_stats:
+            if running_mean is None or running_variance is None:
+                raise ArgumentError(
+                    "InstanceNorm: track_running_stats=True, but there are no running statistics to evaluate with; "
+                    "set track_running_stats=False, or both statistics"
+                )
             return normalize_with(input, self.weight, self.bias, self.eps, running_mean, running_variance)
         if self.single_value == "raise":
             refuse_single_value("InstanceNorm", input)
@@ -284,7 +290,8 @@ class InstanceNorm2d(InstanceNorm, nn.InstanceNorm2d):
     output (the native's is contiguous).
 
     Differs from the native: ``num_batches_tracked`` counts the updates; a step that raises changes no statistics; an empty
-    batch changes none either (the native's turn into NaN).
+    batch changes none either (the native's turn into NaN); ``track_running_stats=False`` set later stops the updates (the
+    native goes on, in evaluation too).
 
     Raises:
         ArgumentError: an argument breaks a rule (`SpecError`: so does an attribute set later, at the next call).

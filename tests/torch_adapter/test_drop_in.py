@@ -352,3 +352,21 @@ def test_rms_norm_mixes_dtypes_as_the_native_does(dtype: torch.dtype, parameter:
     x = X(4, 6).to(dtype).requires_grad_(gradient)
     native, mine = (module.RMSNorm(6, eps=1e-5, dtype=parameter) for module in (nn, ours))
     torch.testing.assert_close(mine(x), native(x))
+
+
+def test_evaluation_of_instance_norm_without_the_statistics_it_tracks_is_refused() -> None:
+    native, mine = (module.InstanceNorm2d(6, track_running_stats=True).eval() for module in (nn, ours))
+    for layer in (native, mine):
+        layer.running_mean = layer.running_var = None
+    with pytest.raises(crossnorm.CrossnormError, match="track_running_stats=True") as raised:
+        mine(X(2, 6, 3, 3))
+    assert isinstance(raised.value, raised_by(lambda: native(X(2, 6, 3, 3))))
+    mine.track_running_stats = False
+    mine(X(2, 6, 3, 3))
+
+
+def test_instance_norm_that_stops_tracking_keeps_its_statistics() -> None:
+    layer = ours.InstanceNorm2d(6, track_running_stats=True)
+    layer.track_running_stats = False
+    layer(X(2, 6, 3, 3) + 5)
+    assert layer.running_mean.tolist() == [0] * 6
