@@ -351,7 +351,7 @@ class BatchNorm(Layer, nn.modules.batchnorm._BatchNorm):
             return normalize(input, self.weight, self.bias, self.eps, None, None)
         momentum = self.momentum
         if momentum is not None and self.running_variance == "unbiased" and native_is_sound(input):
-            if not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and not transformed():
                 # The kernel keeps them for a backward pass that does not look at them. ``data`` counts its changes apart: a
                 # later call of this layer may change the statistics before that.
                 running_mean, running_variance = running_mean.data, running_variance.data

@@ -370,3 +370,18 @@ def test_instance_norm_that_stops_tracking_keeps_its_statistics() -> None:
     layer.track_running_stats = False
     layer(X(2, 6, 3, 3) + 5)
     assert layer.running_mean.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_ensemble_by_vmap(name: str, training: bool) -> None:
+    x = X({"1": (4, 6, 3), "2": (4, 6, 3, 3), "3": (4, 6, 3, 3, 3)}.get(name[-2], (4, 6)))
+
+    def outputs(module: Any) -> Any:
+        layers = [getattr(module, name)(*LAYERS[name], **full(name)).train(training) for _ in range(3)]
+        parameters, buffers = torch.func.stack_module_state(layers)
+        buffers.pop("num_batches_tracked", None)
+        y = torch.vmap(lambda *arrays: torch.func.functional_call(layers[0], arrays, (x,)))(parameters, buffers)
+        return y, buffers
+
+    torch.testing.assert_close(outputs(ours), outputs(nn))
