@@ -1,8 +1,9 @@
 """crossnorm.torch: the layers for PyTorch. This room imports torch and the specifications, nothing else.
 
 Every layer is a subclass of the torch.nn layer of the same name and takes its place: same arguments, defaults, parameters,
-buffers and checkpoints. What works on the native works on ours, with one exception: ``torch.fx.symbolic_trace`` takes for
-leaves the modules that live in torch.nn only, so that a tracer has to name ours in ``is_leaf_module``.
+buffers and checkpoints. What works on the native works on ours, except in tools that look for the native class itself:
+``torch.fx.symbolic_trace`` takes for leaves the modules that live in torch.nn only, so that a tracer has to name ours in
+``is_leaf_module``; ``torch.ao.quantization.fuse_modules`` has to be told of ours in ``additional_fuser_method_mapping``.
 
 >>> import crossnorm, torch
 >>> crossnorm.torch.layer(crossnorm.preset("keras", "batch_norm", channels=8))
