@@ -77,23 +77,12 @@ def oracle(case: Case, seed: int) -> Oracle:
             state = {name: quantity.value for name, quantity in forward.state.items()}
         return quantities
 
-    narrow = ("y", "dx")
-    exact, units = rounding.unit(
-        evaluate, arrays.oracle(case.dtype), arrays.dtypes, _Stored(case.dtype, narrow), case.seed(seed)
-    )
-    stored = {key: _Stored(case.dtype, narrow)[key] for key in exact}
+    # Outputs and input gradients in the input's dtype, everything else in the one that sums are formed in.
+    stored = {
+        (step, name): case.dtype if name in ("y", "dx") else rounding.accumulation(case.dtype) for step, name in keys_of(case)
+    }
+    exact, units = rounding.unit(evaluate, arrays.oracle(case.dtype), arrays.dtypes, stored, case.seed(seed))
     return Oracle(arrays, exact, units, stored)
-
-
-class _Stored(dict[Any, str]):
-    """The dtype that each quantity is stored in: the input's for outputs and input gradients, else the accumulation's."""
-
-    def __init__(self, dtype: str, narrow: tuple[str, ...]):
-        super().__init__()
-        self.dtype, self.narrow = dtype, narrow
-
-    def __missing__(self, key: tuple[int, str]) -> str:
-        return self.dtype if key[1] in self.narrow else rounding.accumulation(self.dtype)
 
 
 @lru_cache(maxsize=16)
