@@ -95,7 +95,7 @@ def outcome(
         results = load(implementation).run(case, arrays, execution, device)
     except (Exception, pytest.skip.Exception) as error:
         return RuntimeError(f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    if any(not np.array_equal(arrays.values[name], value) for name, value in draw(case, seed).values.items()):
+    if any(not np.array_equal(arrays.values[name], value) for name, value in oracle(case, seed).arrays.values.items()):
         return RuntimeError("changed its input")
     return results
 
@@ -149,10 +149,7 @@ def check_quantities(
             )
             continue
         errors = rounding.in_units(values, exact, answers.units[key], stored)
-        bound = bound_of(case, name, values.size)
-        worst = float(errors.max(initial=0.0))
-        reason = _worst(errors, values, exact.value, answers.units[key]) if worst > bound else ""
-        checks.append(Check(**labels, verdict=FAIL if worst > bound else PASS, units=worst, bound=bound, reason=reason))
+        checks.append(_measured(labels, case, errors, values, exact.value, answers.units[key]))
     return checks
 
 
@@ -192,10 +189,7 @@ def check_agreement(
         errors = rounding.in_units(
             values, Quantity(other, exact.magnitude, exact.view, exact.axes, exact.eps), answers.units[key], answers.stored[key]
         )
-        bound = bound_of(case, name, values.size)
-        worst = float(errors.max(initial=0.0))
-        reason = _worst(errors, values, other, answers.units[key]) if worst > bound else ""
-        checks.append(Check(**labels, verdict=FAIL if worst > bound else PASS, units=worst, bound=bound, reason=reason))
+        checks.append(_measured(labels, case, errors, values, other, answers.units[key]))
     return checks
 
 
@@ -221,6 +215,14 @@ def _complaint(result: Result | None, exact: Quantity, stored: str) -> str:
         wrong = "int" not in result.dtype
         return f"dtype={result.dtype}, but should be an integer" if wrong else ""
     return f"dtype={result.dtype}, but should be {stored}" if result.dtype != stored else ""
+
+
+def _measured(labels: Mapping[str, Any], case: Case, errors: Array, got: Array, want: Array, unit: Array) -> Check:
+    """The check of one quantity whose errors are known: its worst element against the bound."""
+    bound = bound_of(case, labels["quantity"], got.size)
+    worst = float(errors.max(initial=0.0))
+    reason = _worst(errors, got, want, unit) if worst > bound else ""
+    return Check(**labels, verdict=FAIL if worst > bound else PASS, units=worst, bound=bound, reason=reason)
 
 
 def _worst(errors: Array, got: Array, want: Array, unit: Array) -> str:
