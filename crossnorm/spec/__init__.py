@@ -9,7 +9,10 @@ from ._base import UNTRACKED as UNTRACKED
 from ._base import ArraySpec as ArraySpec
 from ._base import Mode as Mode
 from ._base import NormSpec as NormSpec
+from ._weight import WeightSpec as WeightSpec
 from .batch_norm import BatchNormSpec as BatchNormSpec
+from .batch_renorm import BatchRenormSpec as BatchRenormSpec
+from .filter_response_norm import FilterResponseNormSpec as FilterResponseNormSpec
 from .group_norm import GroupNormSpec as GroupNormSpec
 from .instance_norm import InstanceNormSpec as InstanceNormSpec
 from .layer_norm import LayerNormSpec as LayerNormSpec
@@ -20,6 +23,10 @@ from .presets import comparison as comparison
 from .presets import preset as preset
 from .presets import spec_class as spec_class
 from .rms_norm import RMSNormSpec as RMSNormSpec
+from .spectral_norm import SpectralNormSpec as SpectralNormSpec
+from .switchable_norm import SwitchableNormSpec as SwitchableNormSpec
+from .weight_norm import WeightNormSpec as WeightNormSpec
+from .weight_standardization import WeightStandardizationSpec as WeightStandardizationSpec
 
 
 def from_dict(data: dict[str, object]) -> NormSpec:

@@ -11,11 +11,14 @@ from crossnorm.errors import SpecError
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """One parameter or one state array: its name, its shape and the value that fills it at the start."""
+    """One parameter or one state array: its name, its shape and the value that fills it at the start.
+
+    ``initial=None``: no constant fills it; the specification's docstring says what does.
+    """
 
     name: str
     shape: tuple[int, ...]
-    initial: float
+    initial: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class NormSpec:
     def __post_init__(self) -> None:
         self._set("eps", self._number("eps", self.eps))
         if not (math.isfinite(self.eps) and self.eps >= 0):
-            self._refuse(f"eps={self.eps!r} is not a finite number >= 0", "eps is added to the variance; use 1e-5, say")
+            self._refuse(f"eps={self.eps!r} is not a finite number >= 0", "eps keeps a denominator from 0; use 1e-5, say")
         for name in ("scale", "offset"):
             if hasattr(self, name):
                 self._flag(name)
@@ -76,9 +79,12 @@ class NormSpec:
     @property
     def parameters(self) -> tuple[ArraySpec, ...]:
         """The learned arrays, in the order in which every framework stores them."""
-        offset = (("offset", 0.0),) if getattr(self, "offset", False) else ()
-        scale = (("scale", 1.0),) if self.scale else ()
-        return tuple(ArraySpec(name, self.parameter_shape, initial) for name, initial in scale + offset)
+        return self._affine_parameters(1.0)
+
+    def _affine_parameters(self, scale: float | None) -> tuple[ArraySpec, ...]:
+        """``scale``, which starts at the value given, and ``offset``, as far as the fields want them."""
+        initial = {"scale": scale, "offset": 0.0}
+        return tuple(ArraySpec(name, self.parameter_shape, v) for name, v in initial.items() if getattr(self, name, False))
 
     @property
     def state(self) -> tuple[ArraySpec, ...]:
@@ -163,32 +169,42 @@ class NormSpec:
             self._refuse(f"{name}={value!r} is not an integer >= 1", f"give the number of {name}")
         self._set(name, size)
 
-    def _choice(self, name: str, choices: Iterable[str]) -> None:
+    def _choice(self, name: str, choices: Iterable[str | None]) -> None:
         value = getattr(self, name)
         if value not in choices:
             self._refuse(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}", "choose one of them")
 
-    def _decay(self) -> None:
+    def _decay(self, name: str = "decay") -> None:
         """15 decimals, so that torch's ``momentum = 1 - decay`` and Keras' ``momentum = decay`` leave no residue."""
-        value: object = getattr(self, "decay")  # noqa: B009 (the field belongs to the subclasses)
+        value: object = getattr(self, name)
         if value is None:
             return
-        decay = self._number("decay", value)
+        decay = self._number(name, value)
         if not 0 <= decay <= 1:
             self._refuse(
-                f"decay={decay!r} is outside [0, 1]",
-                "decay is the weight of the OLD statistic: 1 - momentum in torch, momentum in Keras",
+                f"{name}={decay!r} is outside [0, 1]",
+                f"{name} is the weight of the OLD statistic: 1 - momentum in torch, momentum in Keras",
             )
-        self._set("decay", round(decay, 15))
+        self._set(name, round(decay, 15))
 
-    def _normalized_shape(self) -> None:
-        value: Any = getattr(self, "shape")  # noqa: B009
+    def _count(self, name: str) -> None:
+        value: Any = getattr(self, name)
+        try:
+            count = operator.index(value)
+        except TypeError:
+            count = -1
+        if count < 0 or isinstance(value, bool):
+            self._refuse(f"{name}={value!r} is not an integer >= 0", f"give the number of {name}")
+        self._set(name, count)
+
+    def _sizes(self, name: str = "shape") -> None:
+        value: Any = getattr(self, name)
         if isinstance(value, Iterable) and not tuple(value):
-            self._refuse("shape=() is empty", "give at least one normalized dimension")
-        shape = tuple(map(_size, value)) if isinstance(value, Iterable) else (_size(value),)
-        if None in shape:
-            self._refuse(f"shape={value!r} holds what is not an integer >= 1", "give the sizes that are normalized over")
-        self._set("shape", shape)
+            self._refuse(f"{name}=() is empty", "give at least one dimension")
+        sizes = tuple(map(_size, value)) if isinstance(value, Iterable) else (_size(value),)
+        if None in sizes:
+            self._refuse(f"{name}={value!r} holds what is not an integer >= 1", "give the sizes of the dimensions")
+        self._set(name, sizes)
 
 
 def _size(value: Any) -> int | None:

@@ -46,7 +46,7 @@ class LayerNormSpec(NormSpec):
 
     def __post_init__(self) -> None:
         NormSpec.__post_init__(self)
-        self._normalized_shape()
+        self._sizes()
         self._flag("subtract_mean")
 
     @property

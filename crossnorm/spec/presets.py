@@ -12,13 +12,32 @@ from crossnorm.errors import SpecError
 
 from ._base import NormSpec
 from .batch_norm import BatchNormSpec
+from .batch_renorm import BatchRenormSpec
+from .filter_response_norm import FilterResponseNormSpec
 from .group_norm import GroupNormSpec
 from .instance_norm import InstanceNormSpec
 from .layer_norm import LayerNormSpec
 from .rms_norm import RMSNormSpec
+from .spectral_norm import SpectralNormSpec
+from .switchable_norm import SwitchableNormSpec
+from .weight_norm import WeightNormSpec
+from .weight_standardization import WeightStandardizationSpec
 
 SPECS: dict[str, type[NormSpec]] = {
-    spec.method: spec for spec in (BatchNormSpec, LayerNormSpec, GroupNormSpec, InstanceNormSpec, RMSNormSpec)
+    spec.method: spec
+    for spec in (
+        BatchNormSpec,
+        LayerNormSpec,
+        GroupNormSpec,
+        InstanceNormSpec,
+        RMSNormSpec,
+        BatchRenormSpec,
+        SwitchableNormSpec,
+        FilterResponseNormSpec,
+        WeightStandardizationSpec,
+        SpectralNormSpec,
+        WeightNormSpec,
+    )
 }
 
 FRAMEWORKS = ("torch", "keras", "tf_keras2", "flax", "onnx", "paper")

@@ -41,7 +41,7 @@ class RMSNormSpec(NormSpec):
 
     def __post_init__(self) -> None:
         NormSpec.__post_init__(self)
-        self._normalized_shape()
+        self._sizes()
 
     @property
     def parameter_shape(self) -> tuple[int, ...]:
