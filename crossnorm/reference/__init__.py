@@ -1,7 +1,8 @@
 """The oracle: forward, backward and state update of every method in NumPy, written from the papers.
 
 No adapter imports this room and it imports no adapter: it is the independent witness. It knows one layout only,
-``(batch, channel, *spatial)`` or ``(*batch, *normalized)``.
+``(batch, channel, *spatial)`` or ``(*batch, *normalized)``. For a reparametrization ``x`` is the raw weight, arranged as
+``WeightSpec`` says: ``(rows, *rest)``, and ``y`` the effective one.
 """
 
 from collections.abc import Mapping
@@ -9,13 +10,38 @@ from types import ModuleType
 
 from crossnorm.spec import Mode, NormSpec
 
-from . import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from . import (
+    batch_norm,
+    batch_renorm,
+    filter_response_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+    spectral_norm,
+    switchable_norm,
+    weight_norm,
+    weight_standardization,
+)
 from ._base import Array as Array
 from ._base import Forward as Forward
 from ._base import Quantity as Quantity
 
 METHODS: dict[str, ModuleType] = {
-    module.__name__.rpartition(".")[2]: module for module in (batch_norm, layer_norm, group_norm, instance_norm, rms_norm)
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        batch_norm,
+        layer_norm,
+        group_norm,
+        instance_norm,
+        rms_norm,
+        batch_renorm,
+        switchable_norm,
+        filter_response_norm,
+        weight_standardization,
+        spectral_norm,
+        weight_norm,
+    )
 }
 
 
@@ -24,7 +50,7 @@ def forward(spec: NormSpec, x: Array, parameters: Mapping[str, Array], state: Ma
 
     Args:
         spec: any specification.
-        x: the input, float64, longdouble or complex.
+        x: the input or the raw weight, float64, longdouble or complex.
         parameters: an array for each of ``spec.parameters``.
         state: an array for each of ``spec.state``.
         mode: where the statistics come from and whether the state is updated.

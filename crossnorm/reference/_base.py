@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm.spec import NormSpec
+from crossnorm.spec import NormSpec, SpectralNormSpec, WeightNormSpec, WeightSpec
 
 Array = NDArray[Any]
 
@@ -93,6 +93,17 @@ def standardize_with(x: Array, mean: Array, variance: Array, eps: float) -> Stan
     return Standardized(mean, variance, rstd, (x - mean) * rstd, (), 0)
 
 
+def varies(x: Array, axes: tuple[int, ...]) -> Array:
+    """Where the numbers differ along ``axes``, kept as dimensions of size one. No rounding hides that they are all equal."""
+    differs: Array = x.real.max(axis=axes, keepdims=True) != x.real.min(axis=axes, keepdims=True)
+    return differs
+
+
+def unbias(values: Array, count: int) -> Array:
+    """Biased variances of ``count`` values as unbiased ones; of a single value as they are."""
+    return np.asarray(values * count / max(count - 1, 1))
+
+
 def standardize_backward(s: Standardized, g: Array) -> tuple[Array, Array]:
     """The gradient of ``x`` and its magnitude, from the gradient ``g`` of ``xhat``.
 
@@ -120,12 +131,13 @@ def parameter_gradients(
 ) -> dict[str, Quantity]:
     """The gradients of scale and offset: sums over ``axes`` of one term per value. Each element is a group of its own."""
     terms = {"scale": upstream * xhat, "offset": upstream}
-    gradients = {}
-    for name, parameter in parameters.items():
-        value = sum_over(terms[name], axes).reshape(parameter.shape)
-        magnitude = np.sqrt(sum_over(np.abs(terms[name]) ** 2, axes)).reshape(parameter.shape)
-        gradients[name] = Quantity(value, magnitude, parameter.shape)
-    return gradients
+    return {name: sum_of_terms(terms[name], axes, parameters[name].shape) for name in terms if name in parameters}
+
+
+def sum_of_terms(terms: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Quantity:
+    """The sum over ``axes`` as an array of ``shape`` with its magnitude, the root of the sum of squares."""
+    magnitude = np.sqrt(sum_over(np.abs(terms) ** 2, axes))
+    return Quantity(sum_over(terms, axes).reshape(shape), magnitude.reshape(shape), shape)
 
 
 def per_channel(values: Array | None, rank: int) -> Array | None:
@@ -135,25 +147,39 @@ def per_channel(values: Array | None, rank: int) -> Array | None:
 
 def update_running(spec: Any, state: Mapping[str, Array], mean: Array, variance: Array) -> dict[str, Quantity]:
     """Decay the old statistics towards ``mean`` and ``variance`` (each ``(channels,)``) and count the batch."""
-    batches = state["batches_tracked"] + 1
-    decay = spec.decay if spec.decay is not None else (batches - 1) / mean.dtype.type(batches)
+    decay = decay_now(spec.decay, state, mean)
     return {
-        "running_mean": _blend(decay, state["running_mean"], mean, None),
-        "running_variance": _blend(decay, state["running_variance"], variance, spec.eps),
-        "batches_tracked": Quantity(np.asarray(batches), np.asarray(0.0), ()),
+        "running_mean": blend(decay, state["running_mean"], mean, None),
+        "running_variance": blend(decay, state["running_variance"], variance, spec.eps),
+        "batches_tracked": one_more_batch(state),
     }
+
+
+def decay_now(decay: float | None, state: Mapping[str, Array], statistic: Array) -> Any:
+    """``decay``, or that of the plain average in the precision of ``statistic``: (t - 1) / t at the t-th update."""
+    batches = state["batches_tracked"] + 1
+    return decay if decay is not None else (batches - 1) / statistic.real.dtype.type(batches)
+
+
+def one_more_batch(state: Mapping[str, Array]) -> Quantity:
+    return Quantity(np.asarray(state["batches_tracked"] + 1), np.asarray(0.0), ())
 
 
 def keep_running(spec: Any, state: Mapping[str, Array]) -> dict[str, Quantity]:
     """The state, unchanged. A state array that is not touched has no rounding: magnitude 0."""
-    eps = {"running_variance": spec.eps}
     return {
-        name: Quantity(np.asarray(value), np.zeros(np.shape(value)), np.shape(value), (), eps.get(name))
+        name: Quantity(
+            np.asarray(value),
+            np.zeros(np.shape(value)),
+            np.shape(value),
+            eps=spec.eps if name.endswith("_variance") else None,
+        )
         for name, value in state.items()
     }
 
 
-def _blend(decay: Any, old: Array, new: Array, eps: float | None) -> Quantity:
+def blend(decay: Any, old: Array, new: Array, eps: float | None) -> Quantity:
+    """The decayed average of the old and the new statistic; ``eps`` marks a variance."""
     value = decay * old + (1 - decay) * new
     magnitude = np.abs(decay * old) + np.abs((1 - decay) * new)
     if eps is not None:
@@ -165,3 +191,25 @@ def expect(spec: NormSpec, x: Array, rank: int) -> None:
     """Refuse an input of too low a rank in the name of the specification."""
     if x.ndim < rank:
         raise ValueError(f"{type(spec).__name__}: an input of shape {x.shape} has fewer than {rank} dimensions")
+
+
+def as_matrix(spec: WeightSpec, weight: Array) -> Array:
+    """The raw weight as (rows, columns); another shape than the specification's is refused in its name."""
+    if weight.shape != spec.shape:
+        raise ValueError(f"{type(spec).__name__}: a weight of shape {weight.shape} is not of shape {spec.shape}")
+    return weight.reshape(spec.rows, spec.columns)
+
+
+def like_weight(spec: WeightSpec, value: Array, magnitude: Array, axes: tuple[int, ...]) -> Quantity:
+    """A matrix as a quantity of the weight's shape; a statistics group extends over ``axes`` of the matrix."""
+    return Quantity(value.reshape(spec.shape), magnitude.reshape(spec.shape), (spec.rows, spec.columns), axes)
+
+
+def floored_square(spec: SpectralNormSpec | WeightNormSpec, square: Array) -> tuple[Array, Array]:
+    """The square of the denominator that ``eps_place`` makes of the norm with this square, and whether it follows the norm."""
+    eps = square.real.dtype.type(spec.eps)
+    if spec.eps_place == "added_to_square":
+        return square + eps, np.ones(square.shape, bool)
+    floor = eps if spec.eps_place == "maximum_of_square" else eps**2
+    follows = square.real >= floor
+    return np.where(follows, square, floor), follows

@@ -19,6 +19,7 @@ from ._base import (
     standardize,
     standardize_backward,
     standardize_with,
+    unbias,
     update_running,
 )
 
@@ -33,7 +34,7 @@ def forward(spec: BatchNormSpec, x: Array, parameters: Mapping[str, Array], stat
         return Forward(output, keep_running(spec, state))
     variance = s.variance.ravel()
     if spec.running_variance == "unbiased":
-        variance = variance * s.count / max(s.count - 1, 1)
+        variance = unbias(variance, s.count)
     return Forward(output, update_running(spec, state, s.mean.ravel(), variance))
 
 

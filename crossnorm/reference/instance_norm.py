@@ -19,6 +19,7 @@ from ._base import (
     standardize,
     standardize_backward,
     standardize_with,
+    unbias,
     update_running,
 )
 
@@ -36,7 +37,7 @@ def forward(
     mean = s.mean.reshape(x.shape[:2]).mean(axis=0)
     variance = s.variance.reshape(x.shape[:2]).mean(axis=0)
     if spec.running_variance == "instance_mean_unbiased":
-        variance = variance * s.count / max(s.count - 1, 1)
+        variance = unbias(variance, s.count)
     return Forward(output, update_running(spec, state, mean, variance))
 
 
