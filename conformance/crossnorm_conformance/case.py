@@ -1,15 +1,18 @@
 """A case: one specification met with one kind of data. Everything that a run needs is drawn from the case's id and a seed."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm import INFERENCE, TRAIN, Mode, NormSpec
-from crossnorm.rounding import accumulation, largest, oracle_dtype, precision, round_to
+from crossnorm import INFERENCE, TRAIN, FilterResponseNormSpec, Mode, NormSpec, SpectralNormSpec, reference
+from crossnorm.rounding import accumulation, largest, oracle_dtype, precision, round_to, unit_roundoff
+from crossnorm.spec import ArraySpec
+
+from .linear import Linear
 
 Array = NDArray[Any]
 
@@ -31,6 +34,8 @@ REGIMES = (
     "one_value",
     "mixed",
 )
+# Those that a weight can be in; "zero" is a weight of zeros.
+WEIGHT_REGIMES = (*(regime for regime in REGIMES if regime not in ("overflow", "batch_of_one")), "zero")
 
 _SPREAD = {"float32": 1e15, "bfloat16": 1e15, "float64": 1e100, "float16": 1e3}
 # Outputs leave the range of their dtype while every intermediate result stays inside, of ``a * x + b`` too. The spread
@@ -46,14 +51,16 @@ _OVERFLOW_UPSTREAM = {"float32": 1e-30, "bfloat16": 1e-30, "float64": 1e-300, "f
 class Case:
     """One row of the suite.
 
-    ``shape`` is the reference's: (batch, channel, *spatial) or (*batch, *normalized). ``variant`` names the specification,
-    ``defaults`` the framework whose default arguments the case is about: the layer is built without any.
+    ``shape`` is the reference's: (batch, channel, *spatial), (*batch, *normalized), or of a weight (rows, *rest). ``variant``
+    names the specification, ``layer`` the layer whose weight it is about. ``defaults`` says whose default arguments the case
+    is about, a framework's or ``"crossnorm"``: the layer is built without any.
     """
 
     variant: str
     spec: NormSpec
     shape: tuple[int, ...]
-    layout: str
+    layout: str = "contiguous"
+    layer: Linear | None = None
     dtype: str
     regime: str
     mode: str
@@ -63,7 +70,8 @@ class Case:
     @property
     def id(self) -> str:
         size = "x".join(map(str, self.shape))
-        return "-".join((self.spec.method, self.variant, size, self.layout, self.dtype, self.regime, self.mode))
+        place = str(self.layer or self.layout)
+        return "-".join((self.spec.method, self.variant, size, place, self.dtype, self.regime, self.mode))
 
     def seed(self, seed: int) -> int:
         """A seed of its own for each case, so that adding a case moves no other."""
@@ -80,6 +88,11 @@ class Case:
         """Whether gradients are asked for: not in the inference that follows training."""
         return self.mode != "train" or step <= TRAINING_STEPS
 
+    @property
+    def inputs_differ(self) -> bool:
+        """Whether the input has a gradient: the ids of an embedding have none."""
+        return self.layer is None or self.layer.kind != "embedding"
+
     def updates(self, step: int) -> bool:
         """Whether the step may change the running statistics."""
         return dict(self.steps)[step].update_running
@@ -88,6 +101,8 @@ class Case:
     def group_count(self) -> tuple[int, ...]:
         """The shape of one number per statistics group, ready to broadcast against the input."""
         reduces, rank = self.spec.reduces, len(self.shape)
+        if self.layer is not None:
+            return (self.shape[0],) + (1,) * (rank - 1)
         if "normalized" in reduces:
             normalized = len(self.spec.parameter_shape)
             return self.shape[: rank - normalized] + (1,) * normalized
@@ -122,9 +137,17 @@ class Arrays:
 
 
 def draw(case: Case, seed: int) -> Arrays:
-    """The inputs of ``case``: ``x1``, ``upstream1``, ... for each step, the parameters and the state. Never default values,
-    unless the case is about defaults."""
+    """The inputs of ``case``: ``x1``, ``upstream1``, ... for each step (``weight1``, ... too, where the case is about one), the
+    parameters and the state. Never default values, unless the case is about defaults."""
     random = np.random.default_rng(case.seed(seed))
+    values = _draw(case, random) if case.layer is None else _draw_weights(case, case.layer, random)
+    numbers = {name: value for name, value in values.items() if value.dtype.kind == "f"}
+    # Parameters and state stay float32 beside half inputs; so do weights, as mixed precision keeps them.
+    stored = {name: case.dtype if name.startswith(("x", "upstream")) else accumulation(case.dtype) for name in numbers}
+    return Arrays(values | {name: round_to(value, stored[name]) for name, value in numbers.items()}, stored)
+
+
+def _draw(case: Case, random: np.random.Generator) -> dict[str, Array]:
     offset, spread = _offset_and_spread(case, random)
     values: dict[str, Array] = {}
     for step, _ in case.steps:
@@ -132,21 +155,83 @@ def draw(case: Case, seed: int) -> Arrays:
         upstream = _OVERFLOW_UPSTREAM[case.dtype] if case.regime == "overflow" else 1.0
         values[f"upstream{step}"] = random.standard_normal(case.shape) * upstream
     for parameter in case.spec.parameters:
-        values[parameter.name] = _parameter(case, parameter.name, parameter.shape, parameter.initial, random)
+        values[parameter.name] = _parameter(case, parameter, random)
     channel_offset, channel_spread = (_per_channel(case, v) for v in (offset, spread))
     for array in case.spec.state:
-        if case.defaults:
+        if array.name == "batches_tracked":
+            values[array.name] = np.asarray(0 if case.defaults else 3)
+        elif case.defaults:
             values[array.name] = np.full(array.shape, array.initial)
-        elif array.name == "running_mean":
+        elif array.name.endswith("_mean"):
             shift = random.uniform(0, 1, array.shape) if case.regime == "overflow" else random.standard_normal(array.shape)
             values[array.name] = channel_offset + channel_spread * shift
-        elif array.name == "running_variance":
-            values[array.name] = channel_spread**2 * random.uniform(0.5, 2.0, array.shape)
-    stored = {name: case.dtype if name.startswith(("x", "upstream")) else accumulation(case.dtype) for name in values}
-    rounded = {name: round_to(value, stored[name]) for name, value in values.items()}
-    if case.spec.state:
-        rounded["batches_tracked"] = np.asarray(0 if case.defaults else 3)
-    return Arrays(rounded, stored)
+        else:
+            variance = channel_spread**2 * random.uniform(0.5, 2.0, array.shape)
+            values[array.name] = np.sqrt(variance) if array.name.endswith("_standard_deviation") else variance
+    if isinstance(case.spec, FilterResponseNormSpec) and case.spec.threshold:
+        _keep_off_the_threshold(case, values, lambda: _input(case, offset, spread, random), random)
+    return values
+
+
+def _draw_weights(case: Case, layer: Linear, random: np.random.Generator) -> dict[str, Array]:
+    """Three training steps away from one weight, as an optimizer would take them, and the inputs of the layer."""
+    offset, spread = _offset_and_spread(case, random)
+    weight = _input(case, offset, spread, random)
+    if case.regime == "zero":
+        weight = np.zeros(case.shape)
+    values: dict[str, Array] = {}
+    for step, _ in case.steps:
+        moves = step > 1 and case.regime != "constant"
+        values[f"weight{step}"] = weight * (1 + 0.05 * moves * random.standard_normal(case.shape))
+        x = random.integers(0, layer.inputs, layer.input_shape)
+        values[f"x{step}"] = x if layer.kind == "embedding" else random.standard_normal(layer.input_shape)
+        y = layer(layer.restore(weight, case.spec), values[f"x{step}"])  # type: ignore[arg-type]
+        values[f"upstream{step}"] = random.standard_normal(y.shape)
+    for parameter in case.spec.parameters:
+        values[parameter.name] = _parameter(case, parameter, random)
+    if isinstance(case.spec, SpectralNormSpec):
+        values |= _vectors(case.spec, weight, random)
+    return values
+
+
+def _vectors(spec: SpectralNormSpec, weight: Array, random: np.random.Generator) -> dict[str, Array]:
+    """Vectors of norm 1, one iteration away from random ones: a product with random ones could be next to nothing."""
+    matrix = weight.reshape(spec.rows, spec.columns)
+    u, v = random.standard_normal(spec.rows), random.standard_normal(spec.columns)
+    if matrix.any():
+        v = matrix.T @ (u / np.linalg.norm(u))
+        u = matrix @ (v / np.linalg.norm(v))
+    vectors = {"u": u / np.linalg.norm(u), "v": v / np.linalg.norm(v)}
+    return {array.name: vectors[array.name] for array in spec.state}
+
+
+# How near to the threshold a value may come, in roundings of its own: nearer, and it is drawn again, since which side it is on
+# decides its gradient.
+_NEAR = 8
+
+
+def _keep_off_the_threshold(
+    case: Case, values: dict[str, Array], fresh: Callable[[], Array], random: np.random.Generator
+) -> None:
+    """Draw again the inputs whose normalised values come too near to the threshold. Where that does not help, since a value
+    that is alone is normalised to its sign, move the threshold."""
+    spec = case.spec.replace(threshold=None, spatial=None)
+    parameters = {p.name: round_to(values[p.name], accumulation(case.dtype)).astype(np.longdouble) for p in spec.parameters}
+    names = [f"x{step}" for step, _ in case.steps]
+    for attempt in range(100):
+        level = values["threshold"].reshape(values["threshold"].shape + (1,) * (len(case.shape) - 1 - values["threshold"].ndim))
+        found = False
+        for name in names:
+            x = round_to(values[name], case.dtype).astype(np.longdouble)
+            z = reference.forward(spec, x, parameters, {}, INFERENCE).y
+            near = np.abs(z.value - level) < _NEAR * unit_roundoff(case.dtype) * (z.magnitude + np.abs(level))
+            found |= bool(near.any())
+            values[name] = np.where(near, fresh(), values[name])
+        if not found:
+            return
+        if attempt >= 50 and not case.defaults:
+            values["threshold"] = values["threshold"] + random.uniform(-0.5, 0.5, values["threshold"].shape)
+    raise RuntimeError(f"{case.id}: no inputs were found that keep off the threshold; change the case")
 
 
 def _offset_and_spread(case: Case, random: np.random.Generator) -> tuple[Array, Array]:
@@ -175,7 +260,9 @@ def _input(case: Case, offset: Array, spread: Array, random: np.random.Generator
     if case.regime == "constant":
         index = tuple(0 if size > 1 or axis == 0 else slice(None) for axis, size in enumerate(case.group_count))
         # A group of channels is one group: all of its channels are constant.
-        if hasattr(case.spec, "groups"):
+        if case.layer is not None:
+            index = (0,)
+        elif hasattr(case.spec, "groups"):
             index = (0, slice(0, case.spec.channels // case.spec.groups))
         elif "batch" in case.spec.reduces:
             index = (slice(None), 0)
@@ -185,15 +272,15 @@ def _input(case: Case, offset: Array, spread: Array, random: np.random.Generator
     return x
 
 
-def _parameter(case: Case, name: str, shape: tuple[int, ...], initial: float, random: np.random.Generator) -> Array:
-    if case.defaults:
-        return np.full(shape, initial)
-    value = random.uniform(0.5, 1.5, shape) * random.choice((-1.0, 1.0), shape)
-    if case.regime == "overflow":
+def _parameter(case: Case, parameter: ArraySpec, random: np.random.Generator) -> Array:
+    if case.defaults and parameter.initial is not None:
+        return np.full(parameter.shape, parameter.initial)
+    value = random.uniform(0.5, 1.5, parameter.shape) * random.choice((-1.0, 1.0), parameter.shape)
+    if case.regime == "overflow" and parameter.name in ("scale", "offset"):
         alone = not getattr(case.spec, "offset", False)
-        share = {"scale": _OVERFLOW_SCALE_ALONE if alone else _OVERFLOW_SCALE, "offset": _OVERFLOW_OFFSET}[name]
-        return random.uniform(0.9, 1.0, shape) * share * largest(case.dtype)
-    return value
+        share = {"scale": _OVERFLOW_SCALE_ALONE if alone else _OVERFLOW_SCALE, "offset": _OVERFLOW_OFFSET}[parameter.name]
+        return random.uniform(0.9, 1.0, parameter.shape) * share * largest(case.dtype)
+    return np.asarray(value)
 
 
 def _per_channel(case: Case, values: Array) -> Array:

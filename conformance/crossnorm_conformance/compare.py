@@ -9,18 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crossnorm import reference, rounding
+from crossnorm import rounding
 from crossnorm.reference import Quantity
 
-from .case import Arrays, Case, draw
+from .case import Case, draw
 from .implementations import Implementation, Result, load
+from .oracle import PARAMETER_GRADIENTS, QUANTITIES, RUNNING_STATISTICS, keys_of, oracle
 
 Array = NDArray[Any]
-
-OUTPUTS = ("y",)
-GRADIENTS = ("dx", "dscale", "doffset")
-RUNNING_STATISTICS = ("running_mean", "running_variance", "batches_tracked")
-QUANTITIES = {"outputs": OUTPUTS, "gradients": GRADIENTS, "running_statistics": RUNNING_STATISTICS}
 
 PASS, KNOWN, UNSUPPORTED, FAIL = "pass", "known deviation", "unsupported", "fail"
 
@@ -46,45 +42,6 @@ class Check:
         return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Oracle:
-    """The reference's answer to a case: exact quantities and rounding units, keyed by (step, quantity)."""
-
-    arrays: Arrays
-    exact: Mapping[tuple[int, str], Quantity]
-    units: Mapping[tuple[int, str], Array]
-    stored: Mapping[tuple[int, str], str]
-
-
-@lru_cache(maxsize=2)
-def oracle(case: Case, seed: int) -> Oracle:
-    """Evaluate the reference on the case's inputs, and again on perturbed ones; the state runs through the steps."""
-    arrays = draw(case, seed)
-
-    def evaluate(values: Mapping[str, Array]) -> dict[tuple[int, str], Quantity]:
-        parameters = {p.name: values[p.name] for p in case.spec.parameters}
-        state = {array.name: values[array.name] for array in case.spec.state}
-        quantities: dict[tuple[int, str], Quantity] = {}
-        for step, mode in case.steps:
-            x = values[f"x{step}"]
-            forward = reference.forward(case.spec, x, parameters, state, mode)
-            quantities[step, "y"] = forward.y
-            if case.differentiates(step):
-                gradients = reference.backward(case.spec, x, parameters, state, mode, values[f"upstream{step}"])
-                asked = gradients if case.mode != "frozen" else {"x": gradients["x"]}
-                quantities |= {(step, f"d{name}"): quantity for name, quantity in asked.items()}
-            quantities |= {(step, name): quantity for name, quantity in forward.state.items()}
-            state = {name: quantity.value for name, quantity in forward.state.items()}
-        return quantities
-
-    # Outputs and input gradients in the input's dtype, everything else in the one that sums are formed in.
-    stored = {
-        (step, name): case.dtype if name in ("y", "dx") else rounding.accumulation(case.dtype) for step, name in keys_of(case)
-    }
-    exact, units = rounding.unit(evaluate, arrays.oracle(case.dtype), arrays.dtypes, stored, case.seed(seed))
-    return Oracle(arrays, exact, units, stored)
-
-
 @lru_cache(maxsize=16)
 def outcome(
     implementation: str, case: Case, execution: str, device: str, seed: int
@@ -102,9 +59,10 @@ def outcome(
 
 def bound_of(case: Case, quantity: str, size: int) -> float:
     """The verdict's bound: parameter gradients are sums."""
-    if quantity in ("dscale", "doffset"):
-        return rounding.bound(int(np.prod(case.shape)) // max(size, 1))
-    return rounding.bound(1)
+    if quantity not in PARAMETER_GRADIENTS:
+        return rounding.bound(1)
+    terms = int(np.prod(case.shape)) // max(size, 1)
+    return rounding.bound(terms * case.layer.terms if case.layer else terms)
 
 
 def check_quantities(
@@ -191,18 +149,6 @@ def check_agreement(
         )
         checks.append(_measured(labels, case, errors, values, other, answers.units[key]))
     return checks
-
-
-def keys_of(case: Case) -> list[tuple[int, str]]:
-    """Every (step, quantity) that the case has, without running anything."""
-    keys = []
-    for step, _ in case.steps:
-        keys.append((step, "y"))
-        if case.differentiates(step):
-            parameters = () if case.mode == "frozen" else tuple(f"d{p.name}" for p in case.spec.parameters)
-            keys += [(step, name) for name in ("dx", *parameters)]
-        keys += [(step, array.name) for array in case.spec.state]
-    return keys
 
 
 def _complaint(result: Result | None, exact: Quantity, stored: str) -> str:

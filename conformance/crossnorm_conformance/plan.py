@@ -42,7 +42,7 @@ class Plan:
         """Every (implementation, execution, device) that the case is run with."""
         for name in self.implementations:
             implementation = load(name)
-            if case.defaults and case.defaults != implementation.framework:
+            if case.spec.method not in implementation.methods() or not _shares_defaults(case, implementation):
                 continue
             # An implementation without a compiled execution runs eagerly what others run compiled.
             executions = [e for e in case.executions if e in implementation.executions()] or ["eager"]
@@ -54,7 +54,7 @@ class Plan:
         """Every pair of implementations to hold against each other directly: ours across frameworks, the natives likewise."""
         if case.defaults:
             return
-        found = [load(name) for name in self.implementations]
+        found = [load(name) for name in self.implementations if case.spec.method in load(name).methods()]
         for i, first in enumerate(found):
             for second in found[i + 1 :]:
                 if first.framework != second.framework and (first.native is None) == (second.native is None):
@@ -67,4 +67,17 @@ class Plan:
 
     def faults(self) -> list[tuple[object, Implementation]]:
         """Every fault with every implementation."""
-        return [(fault, load(name)) for method in self.methods for fault in faults_of(method) for name in self.implementations]
+        return [
+            (fault, load(name))
+            for method in self.methods
+            for fault in faults_of(method)
+            for name in self.implementations
+            if method in load(name).methods()
+        ]
+
+
+def _shares_defaults(case: Case, implementation: Implementation) -> bool:
+    """Whether the case is one that an implementation runs without any argument, or with all of them."""
+    if case.defaults == "crossnorm":
+        return implementation.native is not None
+    return case.defaults in (None, implementation.framework)

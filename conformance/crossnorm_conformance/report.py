@@ -17,8 +17,9 @@ from rich.table import Table
 import crossnorm
 
 from .cases import axes_of
-from .compare import FAIL, KNOWN, PASS, QUANTITIES, UNSUPPORTED, Check
+from .compare import FAIL, KNOWN, PASS, UNSUPPORTED, Check
 from .implementations import load
+from .oracle import QUANTITIES
 from .plan import Plan
 
 QUESTIONS = ("outputs", "gradients", "running_statistics", "agreement", "errors")
@@ -40,7 +41,8 @@ class Report:
     def idle(self) -> list[str]:
         """The implementations and devices on which nothing was compared: a run that looked at nothing has shown nothing."""
         busy = {(c.implementation, c.device) for c in self.checks if c.question in QUANTITIES and c.verdict != UNSUPPORTED}
-        wanted = [(name, device) for name in self.plan.implementations for device in self.plan.devices]
+        able = [name for name in self.plan.implementations if set(self.plan.methods) & set(load(name).methods())]
+        wanted = [(name, device) for name in able or self.plan.implementations for device in self.plan.devices]
         return [f"{name} on {device}: nothing was compared" for name, device in wanted if (name, device) not in busy]
 
     def versions(self) -> dict[str, str]:

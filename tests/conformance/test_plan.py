@@ -9,9 +9,9 @@ from crossnorm import CrossnormError
 from crossnorm.spec import SPECS
 from crossnorm_conformance.case import TRAINING_STEPS
 from crossnorm_conformance.cases import axes_of, cases_of, faults_of, methods
-from crossnorm_conformance.compare import keys_of
 from crossnorm_conformance.covering import pairs, pairs_of
 from crossnorm_conformance.implementations import installed, load
+from crossnorm_conformance.oracle import keys_of
 from crossnorm_conformance.plan import Plan
 from crossnorm_conformance.register import register
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from crossnorm import NormSpec, preset
 from crossnorm.rounding import DTYPES
+from crossnorm.spec import spec_class
 
 from ..case import MODES, REGIMES, Case
 from ..covering import covering_rows
@@ -17,35 +18,46 @@ EXECUTIONS = ("eager", "function")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """One bad input. ``arguments`` are specification fields with values that the specification itself would refuse;
-    ``shape`` and ``dtype`` describe the input that a layer built for ``spec`` then meets in training."""
+    ``shape`` and ``dtype`` describe the input that a layer built for ``spec`` then meets in training. ``wrap`` is what is wrong
+    with the dense layer that a reparametrization is asked to change, one of `WRAPS`."""
 
     name: str
     spec: NormSpec
     arguments: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...]
     dtype: str = "float32"
+    wrap: str = ""
 
     @property
     def id(self) -> str:
         return f"{self.spec.method}-{self.name}"
 
 
+# A layer without a kernel; a kernel's name that it does not have; a layer that is wrapped already; two layers with one kernel;
+# a question about a layer that is not built.
+WRAPS = ("no_kernel", "unknown_kernel", "twice", "tied", "unbuilt")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """The axes of one method. ``variants``: named fields of its specification; ``shapes``: what the input may look like."""
+    """The axes of one method. ``variants``: named fields of its specification; ``shapes``: what the input may look like, or the
+    number of outputs and inputs of the ``layers`` whose weight it is about."""
 
     variants: Mapping[str, Mapping[str, Any]]
     shapes: Sequence[tuple[int, ...]]
-    layouts: Sequence[str]
+    layouts: Sequence[str] = ()
+    layers: Sequence[str] = ()
+    regimes: Sequence[str] = REGIMES
 
     def values(self) -> dict[str, Sequence[Any]]:
         """Every axis of the suite with its values."""
+        place = {"layer": tuple(self.layers)} if self.layers else {"layout": tuple(self.layouts)}
         return {
             "variant": tuple(self.variants),
             "shape": tuple(self.shapes),
-            "layout": tuple(self.layouts),
+            **place,
             "dtype": DTYPES,
-            "regime": REGIMES,
+            "regime": self.regimes,
             "mode": MODES,
             "execution": EXECUTIONS,
         }
@@ -57,12 +69,15 @@ class Axes:
 
 def cover(axes: Axes, build: Any) -> list[Case]:
     """Cases in which every pair of axis values meets. ``build(variant, shape, regime)`` gives the specification and the
-    shape, which the regime may have changed (a batch of one, say)."""
+    shape, which the regime may have changed (a batch of one, say); for weights ``build(variant, shape, regime, layer)`` gives
+    the layer, too."""
     cases: dict[str, Case] = {}
     for row in axes.rows():
         execution = row.pop("execution")
-        spec, shape = build(row["variant"], row["shape"], row["regime"])
-        case = Case(**{**row, "spec": spec, "shape": shape, "executions": (execution,)})
+        place = ("layer",) if axes.layers else ()
+        built = build(*(row[axis] for axis in ("variant", "shape", "regime", *place)))
+        fields = dict(zip(("spec", "shape", *place), built, strict=True))
+        case = Case(**{**row, **fields, "executions": (execution,)})
         known = cases.get(case.id)
         if known and execution not in known.executions:
             case = replace(known, executions=EXECUTIONS)
@@ -117,11 +132,12 @@ def _fields(variant: Mapping[str, Any], regime: str, offset: bool) -> dict[str, 
 def default_cases(
     method: str, size: tuple[int, ...], frameworks: Sequence[str] = ("torch", "keras"), **fields: Any
 ) -> list[Case]:
-    """For each framework one case that omits every argument."""
+    """For each framework one case that omits every argument. ``"crossnorm"`` stands for layers that no framework has: there
+    the defaults are the specification's."""
     return [
         Case(
             variant=f"{framework}_defaults",
-            spec=preset(framework, method, **fields),
+            spec=spec_class(method)(**fields) if framework == "crossnorm" else preset(framework, method, **fields),
             shape=size,
             layout="channels_first" if "channels" in fields else "contiguous",
             dtype="float32",

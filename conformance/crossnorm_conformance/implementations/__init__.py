@@ -49,6 +49,9 @@ class Implementation(Protocol):
     native: str | None
     """The implementation that this one replaces: it sets the types of exceptions. None for a native one."""
 
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it has at all."""
+
     def versions(self) -> dict[str, str]:
         """The distributions that matter to its results, with their versions."""
 
@@ -78,6 +81,7 @@ _BUILT_IN = {
     "crossnorm-torch": ("torch", "crossnorm_torch"),
     "crossnorm-tensorflow": ("tensorflow", "crossnorm_tensorflow"),
     "torch.nn": ("torch", "torch_nn"),
+    "torch.nn.utils": ("torch", "torch_hooks"),
     "keras.layers": ("tensorflow", "keras_layers"),
 }
 

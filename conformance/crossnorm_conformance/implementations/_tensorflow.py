@@ -7,16 +7,32 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from crossnorm import NormSpec
-from crossnorm.spec import PEERS
+from crossnorm import NormSpec, WeightSpec
+from crossnorm.spec import PEERS, SPECS
 
 from ..case import Arrays, Case
 from ..cases import Fault
 from . import Misuse, Result
+from ._tensorflow_tensors import result, state_of
+from ._tensorflow_weights import run_weights
 
-STATE = {"running_mean": "moving_mean", "running_variance": "moving_variance", "batches_tracked": "batches_tracked"}
-PARAMETERS = {"scale": ("gamma", "scale"), "offset": ("beta",)}
-POLICIES = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
+STATE = {
+    "running_mean": "moving_mean",
+    "running_variance": "moving_variance",
+    "running_standard_deviation": "moving_stddev",
+    "renorm_mean": "renorm_mean",
+    "renorm_variance": "renorm_variance",
+    "renorm_standard_deviation": "renorm_stddev",
+    "batches_tracked": "batches_tracked",
+}
+PARAMETERS = {
+    "scale": ("gamma", "scale"),
+    "offset": ("beta",),
+    "mean_logits": ("mean_logits",),
+    "variance_logits": ("variance_logits",),
+    "learned_eps": ("learned_epsilon",),
+    "threshold": ("tau",),
+}
 
 
 # Several processes, and torch in each of them, share one GPU.
@@ -25,11 +41,15 @@ for _gpu in tf.config.list_physical_devices("GPU"):
 
 
 class TensorFlowImplementation:
-    """Runs a ``keras.layers.Layer``; subclasses say which one."""
+    """Runs a ``keras.layers.Layer``; subclasses say which one, and how they reparametrize a linear one."""
 
     name: str
     framework = "keras"
     native: str | None = None
+
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it has."""
+        return tuple(SPECS)
 
     def build(self, case: Case) -> keras.layers.Layer:
         """The layer of the case, not built yet."""
@@ -44,6 +64,22 @@ class TensorFlowImplementation:
         """The class of a method's layer, and the arguments that make it that method."""
         raise NotImplementedError
 
+    def wrap(self, case: Case, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """The wrapper that reparametrizes the layer, not built yet."""
+        raise NotImplementedError
+
+    def held(self, case: Case, wrapper: keras.layers.Layer) -> dict[str, keras.Variable]:
+        """What a wrapper holds beside the raw weight: ``"scale"``, ``"u"`` and ``"v"``."""
+        raise NotImplementedError
+
+    def effective(self, wrapper: keras.layers.Layer) -> tf.Tensor:
+        """The weight that the last call used, as Keras stores it."""
+        raise NotImplementedError
+
+    def misuse_weights(self, fault: Fault) -> Misuse:
+        """Ask for a reparametrization that cannot be."""
+        raise NotImplementedError
+
     def versions(self) -> dict[str, str]:
         return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
@@ -54,18 +90,25 @@ class TensorFlowImplementation:
         return ("eager", "function")
 
     def shows(self, case: Case, quantity: str) -> bool:
-        # Keras counts batches only where an average over all of them needs the number.
-        return quantity != "batches_tracked" or getattr(case.spec, "decay", 0) is None
+        # Keras counts batches only where an average over all of them, or a schedule, needs the number.
+        needed = getattr(case.spec, "decay", 0) is None or any(
+            getattr(case.spec, steps, None) for steps in ("r_max_steps", "d_max_steps")
+        )
+        return quantity != "batches_tracked" or needed
 
     def unsupported(self, case: Case, device: str) -> str:
         return self.lacks(case) if device in self.devices() else f"no device {device}"
 
     def lacks(self, case: Case) -> str:
         """What TensorFlow or the layer has no means for; empty if it has."""
+        if case.layer is not None:
+            return ""
         return "TensorFlow tensors have no strides" if case.layout == "strided" else ""
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
         with tf.device("/GPU:0" if device == "cuda" else "/CPU:0"):
+            if case.layer is not None:
+                return run_weights(self, case.layer, case, arrays, execution)
             layer = self.build(case)
             layer.build(_to_layout(case, np.empty(case.shape)).shape)
             _load(layer, arrays)
@@ -79,31 +122,33 @@ class TensorFlowImplementation:
                 x = tf.cast(_to_layout(case, arrays.values[f"x{step}"]), case.dtype)
                 upstream = tf.cast(_to_layout(case, arrays.values[f"upstream{step}"]), case.dtype)
                 y, dx, gradients = run(layer, x, upstream, training)
-                results[step, "y"] = _result(y, lambda v: _from_layout(case, v))
+                results[step, "y"] = result(y, lambda v: _from_layout(case, v))
                 if case.differentiates(step):
-                    results[step, "dx"] = _result(dx, lambda v: _from_layout(case, v))
+                    results[step, "dx"] = result(dx, lambda v: _from_layout(case, v))
                     for parameter in case.spec.parameters if case.mode != "frozen" else ():
-                        results[step, f"d{parameter.name}"] = _result(gradients[_weight(layer, parameter.name).path])
+                        results[step, f"d{parameter.name}"] = result(gradients[_weight(layer, parameter.name).path])
                 for array in case.spec.state:
                     if self.shows(case, array.name):
-                        results[step, array.name] = _result(getattr(layer, STATE[array.name]).value)
+                        results[step, array.name] = result(getattr(layer, STATE[array.name]).value)
             return results
 
     def inexpressible(self, fault: Fault) -> str:
         return ""
 
     def misuse(self, fault: Fault) -> Misuse:
+        if isinstance(fault.spec, WeightSpec):
+            return self.misuse_weights(fault)
         before: dict[str, Any] = {}
         layer = None
         try:
             layer = self.misbuild(fault)
             # Built for good input first: what is asked is whether bad input harms a working layer.
             layer.build((None, *good_shape(fault)[1:]))
-            before = _state(layer)
+            before = state_of(layer)
             layer(tf.ones(fault.shape, fault.dtype), training=True)
         except Exception as error:
-            return Misuse(error, before, _state(layer))
-        return Misuse(None, before, _state(layer))
+            return Misuse(error, before, state_of(layer))
+        return Misuse(None, before, state_of(layer))
 
 
 def _step(
@@ -182,11 +227,6 @@ def good_shape(fault: Fault) -> tuple[int, ...]:
     return (2, *fault.spec.parameter_shape)
 
 
-def policy(case: Case) -> str:
-    """Half inputs go beside float32 variables."""
-    return POLICIES.get(case.dtype, case.dtype)
-
-
 def native_arguments(spec: NormSpec, changes: dict[str, Any]) -> dict[str, Any]:
     """The constructor arguments of Keras for a specification's fields, by the names that the presets give them."""
     arguments = PEERS[spec.method]["keras"].arguments
@@ -208,12 +248,3 @@ def _load(layer: keras.layers.Layer, arrays: Arrays) -> None:
     for role, name in STATE.items():
         if role in arrays.values and getattr(layer, name, None) is not None:
             getattr(layer, name).assign(arrays.values[role])
-
-
-def _state(layer: keras.layers.Layer | None) -> dict[str, Any]:
-    return {} if layer is None else {v.path: np.array(v) for v in layer.non_trainable_variables}
-
-
-def _result(values: tf.Tensor, arrange: Callable[[Any], Any] = np.asarray) -> Result:
-    held = tf.cast(values, tf.float32) if values.dtype == tf.bfloat16 else values
-    return Result(np.array(arrange(held.numpy())), values.dtype.name)

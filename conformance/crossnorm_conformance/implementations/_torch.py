@@ -1,46 +1,49 @@
 """What the two torch implementations share: tensors from arrays, layouts, the steps of a case."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from crossnorm import NormSpec
-from crossnorm.spec import PEERS
+from crossnorm import NormSpec, WeightSpec
+from crossnorm.spec import PEERS, SPECS
 
 from ..case import Arrays, Case
 from ..cases import Fault
 from . import Misuse, Result
+from ._torch_tensors import result, tensor
+from ._torch_weights import misuse_weights, run_weights
 
-STATE = {"running_mean": "running_mean", "running_variance": "running_var", "batches_tracked": "num_batches_tracked"}
-PARAMETERS = {"scale": "weight", "offset": "bias"}
-
-
-def tensor(values: Any, dtype: str, layout: str, device: str, channels: bool) -> torch.Tensor:
-    """An array in the dtype, with the strides that the layout stands for. The shape is the reference's in every layout."""
-    dense = torch.from_numpy(np.array(values)).to(device=device, dtype=getattr(torch, dtype))
-    if layout == "channels_last" and channels:
-        return dense.movedim(1, -1).contiguous().movedim(-1, 1)
-    if layout == "strided":
-        return torch.stack((dense, dense.flip(0)), dim=-1)[..., 0]
-    return dense
-
-
-def result(values: torch.Tensor | None) -> Result | None:
-    """A tensor as NumPy has it; bfloat16, which NumPy lacks, as float32."""
-    if values is None:
-        return None
-    dtype = str(values.dtype).removeprefix("torch.")
-    held = values.detach().to("cpu", torch.float32 if dtype == "bfloat16" else values.dtype)
-    return Result(held.contiguous().numpy().copy(), dtype)
+STATE = {
+    "running_mean": "running_mean",
+    "running_variance": "running_var",
+    "running_standard_deviation": "running_std",
+    "renorm_mean": "renorm_mean",
+    "renorm_variance": "renorm_var",
+    "renorm_standard_deviation": "renorm_std",
+    "batches_tracked": "num_batches_tracked",
+}
+PARAMETERS = {
+    "scale": "weight",
+    "offset": "bias",
+    "mean_logits": "mean_weight",
+    "variance_logits": "var_weight",
+    "learned_eps": "learned_eps",
+    "threshold": "tau",
+}
 
 
 class TorchImplementation:
-    """Runs a ``torch.nn.Module``; subclasses say which one."""
+    """Runs a ``torch.nn.Module``; subclasses say which one, and how they reparametrize a linear one."""
 
     name: str
     framework = "torch"
     native: str | None = None
+
+    def methods(self) -> tuple[str, ...]:
+        """The methods that it has."""
+        return tuple(SPECS)
 
     def build(self, case: Case) -> torch.nn.Module:
         """The layer of the case, with initial parameters."""
@@ -53,6 +56,14 @@ class TorchImplementation:
 
     def layer_class(self, spec: NormSpec, rank: int) -> type[torch.nn.Module]:
         """The class of a method's layer for a number of spatial dimensions."""
+        raise NotImplementedError
+
+    def wrap(self, spec: WeightSpec, module: torch.nn.Module, **arguments: Any) -> None:
+        """Reparametrize the module's weight; ``arguments`` are a fault's."""
+        raise NotImplementedError
+
+    def raw(self, spec: WeightSpec, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What a reparametrized module holds: ``"weight"`` as torch stores it, ``"scale"``, ``"u"`` and ``"v"``."""
         raise NotImplementedError
 
     def versions(self) -> dict[str, str]:
@@ -72,9 +83,13 @@ class TorchImplementation:
 
     def lacks(self, case: Case) -> str:
         """What torch or the layer has no means for; empty if it has."""
+        if case.layer is not None:
+            return lacks_a_depthwise_kind(case)
         return "torch normalises trailing dimensions only" if case.layout == "leading" else ""
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
+        if case.layer is not None:
+            return run_weights(self, case.layer, case, arrays, device)
         layer = self.build(case).to(device)
         if arrays.dtypes.get("scale", "") == "float64" or case.dtype == "float64":
             layer = layer.double()
@@ -101,6 +116,8 @@ class TorchImplementation:
         return ""
 
     def misuse(self, fault: Fault) -> Misuse:
+        if isinstance(fault.spec, WeightSpec):
+            return misuse_weights(self, fault)
         before: dict[str, Any] = {}
         layer = None
         try:
@@ -122,9 +139,26 @@ class TorchImplementation:
         return {} if layer is None else {name: buffer.numpy().copy() for name, buffer in layer.named_buffers()}
 
 
-def native_arguments(spec: NormSpec, changes: dict[str, Any]) -> dict[str, Any]:
+def lacks_a_depthwise_kind(case: Case) -> str:
+    """A grouped convolution is all that torch knows of it."""
+    if case.layer and case.layer.kind == "depthwise" and getattr(case.spec, "depthwise_row", "output") != "output":
+        return "torch has no depthwise layer apart from the convolution in groups"
+    return ""
+
+
+def parametrized(spec: WeightSpec, module: Any) -> dict[str, torch.Tensor]:
+    """What `torch.nn.utils.parametrize` holds of a weight: the same names in the natives and in ours."""
+    held = module.parametrizations.weight
+    if spec.method == "weight_norm" and spec.scale:
+        return {"weight": held.original1, "scale": held.original0}
+    found = {"weight": held.original}
+    names = {"scale": "gain", "u": "_u", "v": "_v"}
+    return found | {role: getattr(held[0], name) for role, name in names.items() if hasattr(held[0], name)}
+
+
+def native_arguments(spec: NormSpec, changes: Mapping[str, Any], framework: str = "torch") -> dict[str, Any]:
     """The constructor arguments of ``torch.nn`` for a specification's fields, by the names that the presets give them."""
-    arguments = PEERS[spec.method]["torch"].arguments
+    arguments = PEERS[spec.method][framework].arguments
     fields = {name: changes.get(name, getattr(spec, name)) for name in arguments}
     native = {arguments[name].name: arguments[name].native(value) for name, value in fields.items()}
     if "affine" in native:

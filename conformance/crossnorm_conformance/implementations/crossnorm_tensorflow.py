@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 import crossnorm
 import crossnorm.tensorflow
@@ -10,7 +11,10 @@ from crossnorm import NormSpec
 
 from ..case import Case
 from ..cases import Fault
-from ._tensorflow import TensorFlowImplementation, axis_of, policy
+from . import Misuse
+from ._tensorflow import TensorFlowImplementation, axis_of
+from ._tensorflow_tensors import policy
+from ._tensorflow_weights import misuse_weights
 from .keras_layers import IMPLEMENTATION as NATIVE
 
 _CLASSES = {
@@ -19,7 +23,15 @@ _CLASSES = {
     "group_norm": "GroupNormalization",
     "layer_norm": "LayerNormalization",
     "rms_norm": "RMSNormalization",
+    "batch_renorm": "BatchRenormalization",
+    "switchable_norm": "SwitchableNormalization",
+    "filter_response_norm": "FilterResponseNormalization",
+    "weight_standardization": "WeightStandardization",
+    "spectral_norm": "SpectralNormalization",
+    "weight_norm": "WeightNormalization",
 }
+# Keras' words for a field; where a layer has no native to borrow them from, the rest are the fields' own names.
+_WORDS = {"eps": "epsilon", "decay": "momentum"}
 
 
 class CrossnormTensorFlow(TensorFlowImplementation):
@@ -30,17 +42,47 @@ class CrossnormTensorFlow(TensorFlowImplementation):
         return getattr(crossnorm.tensorflow, _CLASSES[spec.method]), {}
 
     def build(self, case: Case) -> keras.layers.Layer:
-        cls, _ = self.layer_class(case.spec)
+        cls, extra = self.layer_class(case.spec)
+        if case.defaults == self.framework:
+            # The native's arguments: batch renormalization is one of them there.
+            native, extra = NATIVE.layer_class(case.spec)
+            cls = getattr(crossnorm.tensorflow, native.__name__, cls) if extra.get("renorm") else cls
+            return cls(axis=axis_of(case), dtype=policy(case), **(extra if extra.get("renorm") else {}))
         if case.defaults:
             return cls(axis=axis_of(case), dtype=policy(case))
         return cls.from_spec(case.spec, axis=axis_of(case), dtype=policy(case))
 
     def misbuild(self, fault: Fault) -> keras.layers.Layer:
+        if fault.spec.method in set(NATIVE.methods()) - {"instance_norm", "batch_renorm"}:
+            return super().misbuild(fault)
+        arguments = {_WORDS.get(name, name): value for name, value in fault.arguments.items()}
         if fault.spec.method == "instance_norm":
-            # No native to borrow the names of its arguments from.
-            arguments = {"epsilon": fault.arguments.get("eps", 1e-3), "momentum": fault.arguments.get("decay", 0.9)}
-            return crossnorm.tensorflow.InstanceNormalization(axis=1, track_running_stats=True, **arguments)
-        return super().misbuild(fault)
+            arguments |= {"track_running_stats": True}
+        cls, _ = self.layer_class(fault.spec)
+        return cls(axis=1, **arguments)
+
+    def wrap(self, case: Case, layer: keras.layers.Layer) -> keras.layers.Layer:
+        if case.defaults:
+            cls, _ = self.layer_class(case.spec)
+            return cls(layer, dtype=policy(case))
+        return crossnorm.tensorflow.layer(case.spec, wrapped=layer, dtype=policy(case))
+
+    def held(self, case: Case, wrapper: keras.layers.Layer) -> dict[str, keras.Variable]:
+        names = {"scale": "gain", "u": "u", "v": "v"}
+        return {a.name: getattr(wrapper, names[a.name]) for a in (*case.spec.parameters, *case.spec.state)}
+
+    def effective(self, wrapper: keras.layers.Layer) -> tf.Tensor:
+        return wrapper.effective_weight()
+
+    def shows(self, case: Case, quantity: str) -> bool:
+        # What inference would use is asked for, and that is another weight where inference iterates once more.
+        if quantity == "effective_weight" and getattr(case.spec, "iterate", "") == "always":
+            return False
+        return super().shows(case, quantity)
+
+    def misuse_weights(self, fault: Fault) -> Misuse:
+        cls, _ = self.layer_class(fault.spec)
+        return misuse_weights(fault, lambda layer, **arguments: cls(layer, **arguments), "kernel")
 
     def versions(self) -> dict[str, str]:
         return {"crossnorm": crossnorm.__version__, **super().versions()}

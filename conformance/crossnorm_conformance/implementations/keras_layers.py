@@ -3,12 +3,16 @@
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from crossnorm import BatchNormSpec, InstanceNormSpec, LayerNormSpec, NormSpec
+from crossnorm import BatchNormSpec, BatchRenormSpec, InstanceNormSpec, LayerNormSpec, NormSpec, SpectralNormSpec
 
 from ..case import Case
 from ..cases import Fault
-from ._tensorflow import TensorFlowImplementation, axis_of, native_arguments, policy
+from . import Misuse
+from ._tensorflow import TensorFlowImplementation, axis_of, native_arguments
+from ._tensorflow_tensors import policy
+from ._tensorflow_weights import misuse_weights
 
 _CLASSES: dict[str, tuple[type[keras.layers.Layer], dict[str, Any]]] = {
     "batch_norm": (keras.layers.BatchNormalization, {}),
@@ -16,11 +20,15 @@ _CLASSES: dict[str, tuple[type[keras.layers.Layer], dict[str, Any]]] = {
     "group_norm": (keras.layers.GroupNormalization, {}),
     "layer_norm": (keras.layers.LayerNormalization, {}),
     "rms_norm": (keras.layers.RMSNormalization, {}),
+    "batch_renorm": (keras.layers.BatchNormalization, {"renorm": True}),
 }
 
 
 class KerasLayers(TensorFlowImplementation):
     name = "keras.layers"
+
+    def methods(self) -> tuple[str, ...]:
+        return (*_CLASSES, "spectral_norm")
 
     def layer_class(self, spec: NormSpec) -> tuple[type[keras.layers.Layer], dict[str, Any]]:
         return _CLASSES[spec.method]
@@ -34,11 +42,30 @@ class KerasLayers(TensorFlowImplementation):
             arguments["rms_scaling"] = True
         return cls(**extra, **arguments, axis=axis_of(case), dtype=policy(case))
 
+    def wrap(self, case: Case, layer: keras.layers.Layer) -> keras.layers.Layer:
+        return keras.layers.SpectralNormalization(layer, power_iterations=case.spec.iterations, dtype=policy(case))
+
+    def held(self, case: Case, wrapper: keras.layers.Layer) -> dict[str, keras.Variable]:
+        return {"u": wrapper.vector_u}
+
+    def effective(self, wrapper: keras.layers.Layer) -> tf.Tensor:
+        # It stores the quotient in the place of the kernel; inference then takes what is there.
+        return wrapper.kernel.value
+
     def shows(self, case: Case, quantity: str) -> bool:
         return quantity != "batches_tracked"
 
     def lacks(self, case: Case) -> str:
         spec = case.spec
+        if isinstance(spec, SpectralNormSpec):
+            return _lacks_of_spectral_norm(case, spec)
+        if isinstance(spec, BatchRenormSpec) and case.mode == "train":
+            if spec.renorm_decay is None or spec.running_quantity != "standard_deviation" or spec.decay is None:
+                return "keras.layers.BatchNormalization(renorm=True) keeps two pairs of means and standard deviations"
+            if spec.r_max_steps or spec.d_max_steps:
+                return "keras.layers.BatchNormalization(renorm=True) has no schedule"
+        if isinstance(spec, BatchRenormSpec) and (spec.renorm_decay is None or spec.running_quantity != "standard_deviation"):
+            return "keras.layers.BatchNormalization(renorm=True) keeps two pairs of means and standard deviations"
         if isinstance(spec, BatchNormSpec):
             if not spec.tracked:
                 return "keras.layers.BatchNormalization always keeps moving statistics"
@@ -55,10 +82,31 @@ class KerasLayers(TensorFlowImplementation):
             return "keras.layers.RMSNormalization always has a scale"
         return super().lacks(case)
 
+    def misuse_weights(self, fault: Fault) -> Misuse:
+        def wrap(layer: keras.layers.Layer, **arguments: Any) -> keras.layers.Layer:
+            return keras.layers.SpectralNormalization(layer, **native_arguments(fault.spec, arguments))
+
+        return misuse_weights(fault, wrap, None)
+
     def inexpressible(self, fault: Fault) -> str:
+        if isinstance(fault.spec, SpectralNormSpec) and (
+            fault.wrap in ("unknown_kernel", "unbuilt") or not set(fault.arguments) <= {"iterations"}
+        ):
+            return "keras.layers.SpectralNormalization has no such argument"
         if fault.spec.method == "instance_norm" and "decay" in fault.arguments:
             return "keras.layers has no instance normalization with moving statistics"
         return ""
+
+
+def _lacks_of_spectral_norm(case: Case, spec: SpectralNormSpec) -> str:
+    name = "keras.layers.SpectralNormalization"
+    if (spec.iteration_order, spec.iterate, spec.stored) != ("v_first", "training", "u") or spec.iterations == 0:
+        return f"{name} iterates v first, in training, at least once, and stores u"
+    if (spec.eps, spec.eps_place) != (1e-7, "maximum"):
+        return f"{name} bounds norms from below by 1e-7"
+    if (spec.transposed_row, spec.depthwise_row, spec.embedding_row) != ("input", "multiplier", "output"):
+        return f"{name} takes the last axis for the rows"
+    return ""
 
 
 IMPLEMENTATION = KerasLayers()

@@ -1,0 +1,136 @@
+"""Running a reparametrized linear module, whoever reparametrized it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from crossnorm import SpectralNormSpec, WeightSpec
+
+from ..case import Arrays, Case
+from ..cases import Fault
+from ..linear import Linear
+from . import Misuse, Result
+from ._torch_tensors import result, tensor
+
+# The rows in which torch stores a weight.
+_STORED = SpectralNormSpec(shape=1, transposed_row="input", embedding_row="input")
+
+
+class Reparametrizes(Protocol):
+    """What is asked of an implementation."""
+
+    def wrap(self, spec: WeightSpec, module: nn.Module, **arguments: Any) -> None: ...
+    def raw(self, spec: WeightSpec, module: nn.Module) -> dict[str, torch.Tensor]: ...
+
+
+def linear_module(layer: Linear) -> nn.Module:
+    """The torch module of a linear layer."""
+    if layer.kind == "dense":
+        return nn.Linear(layer.inputs, layer.outputs, bias=False)
+    if layer.kind == "embedding":
+        return nn.Embedding(layer.inputs, layer.outputs)
+    cls = getattr(nn, f"ConvTranspose{layer.rank}d" if layer.kind == "transposed" else f"Conv{layer.rank}d")
+    module: nn.Module = cls(layer.inputs, layer.outputs, layer.kernel, groups=layer.groups, bias=False)
+    return module
+
+
+def run_weights(
+    implementation: Reparametrizes, layer: Linear, case: Case, arrays: Arrays, device: str
+) -> dict[tuple[int, str], Result]:
+    """Every step of a case about a weight. Weights stay float32 beside half inputs: autocast casts them."""
+    spec: Any = case.spec
+    module = linear_module(layer).to(device)
+    implementation.wrap(spec, module)
+    if case.dtype == "float64":
+        module = module.double()
+    roles = [array.name for array in (*spec.parameters, *spec.state)]
+    with torch.no_grad():
+        for role in roles:
+            held = implementation.raw(spec, module)[role]
+            held.copy_(torch.from_numpy(np.array(arrays.values[role])).reshape(held.shape))
+
+    def to_spec(values: torch.Tensor | None) -> Result | None:
+        got = result(values)
+        return got and Result(layer.arrange(layer.restore(got.values, _STORED), spec), got.dtype)
+
+    results: dict[tuple[int, str], Result | None] = {}
+    for step, mode in case.steps:
+        module.train(mode.update_running)
+        module.requires_grad_(case.mode != "frozen")
+        module.zero_grad()
+        weight = layer.arrange(layer.restore(arrays.values[f"weight{step}"], spec), _STORED)
+        with torch.no_grad():
+            implementation.raw(spec, module)["weight"].copy_(torch.from_numpy(np.array(weight)))
+        x = _input(case, arrays, step, device)
+        # Cached: a native parametrization iterates whenever somebody reads the weight.
+        with _mixed(case, device), parametrize.cached():
+            y = module(x)
+            results[step, "effective_weight"] = to_spec(module.weight)
+        results[step, "y"] = result(y)
+        if case.differentiates(step) and y.requires_grad:
+            y.backward(tensor(arrays.values[f"upstream{step}"], case.dtype, case.layout, device, channels=True))
+            held = implementation.raw(spec, module)
+            results[step, "dx"] = result(x.grad)
+            results[step, "dweight"] = to_spec(held["weight"].grad)
+            for parameter in spec.parameters:
+                got = result(held[parameter.name].grad)
+                results[step, f"d{parameter.name}"] = got and Result(got.values.reshape(parameter.shape), got.dtype)
+        for array in spec.state:
+            results[step, array.name] = result(implementation.raw(spec, module)[array.name])
+    return {key: value for key, value in results.items() if value is not None}
+
+
+def _input(case: Case, arrays: Arrays, step: int, device: str) -> torch.Tensor:
+    values = arrays.values[f"x{step}"]
+    if not case.inputs_differ:
+        return torch.from_numpy(values).to(device)
+    return tensor(values, case.dtype, case.layout, device, channels=True).requires_grad_()
+
+
+@contextmanager
+def _mixed(case: Case, device: str) -> Iterator[None]:
+    half = case.dtype in ("float16", "bfloat16")
+    context: AbstractContextManager[Any] = torch.autocast(device, getattr(torch, case.dtype)) if half else nullcontext()
+    with context:
+        yield
+
+
+def misuse_weights(implementation: Reparametrizes, fault: Fault) -> Misuse:
+    """Ask for a reparametrization that cannot be."""
+    spec: Any = fault.spec
+    model, act = _misused(implementation, spec, fault)
+    before = _arrays(model)
+    try:
+        act()
+    except Exception as error:
+        return Misuse(error, before, _arrays(model))
+    return Misuse(None, before, _arrays(model))
+
+
+def _misused(implementation: Reparametrizes, spec: WeightSpec, fault: Fault) -> tuple[nn.Module, Callable[[], None]]:
+    """A model, and what is done to it."""
+    rows, columns = spec.shape
+    first, second = nn.Linear(columns, rows), nn.Linear(columns, rows)
+    if fault.wrap == "no_kernel":
+        first = nn.ReLU()  # type: ignore[assignment]
+    if fault.wrap == "unbuilt":
+        first = nn.LazyLinear(rows)
+    if fault.wrap == "tied":
+        second.weight = first.weight
+    if fault.wrap in ("twice", "tied"):
+        implementation.wrap(spec, first)
+    arguments: dict[str, Any] = dict(fault.arguments)
+    if fault.wrap == "unknown_kernel":
+        arguments["name"] = "kernel"
+    target = second if fault.wrap == "tied" else first
+    return nn.ModuleList([first, second]), lambda: implementation.wrap(spec, target, **arguments)
+
+
+def _arrays(model: nn.Module) -> dict[str, Any]:
+    held = {name: value for name, value in model.state_dict().items() if not nn.parameter.is_lazy(value)}
+    return {name: value.numpy().copy() for name, value in held.items()}
