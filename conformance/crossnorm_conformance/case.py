@@ -217,20 +217,20 @@ def _keep_off_the_threshold(
     that is alone is normalised to its sign, move the threshold."""
     spec = case.spec.replace(threshold=None, spatial=None)
     parameters = {p.name: round_to(values[p.name], accumulation(case.dtype)).astype(np.longdouble) for p in spec.parameters}
-    names = [f"x{step}" for step, _ in case.steps]
+    shared = (0, *range(1 + values["threshold"].ndim, len(case.shape)))
     for attempt in range(100):
-        level = values["threshold"].reshape(values["threshold"].shape + (1,) * (len(case.shape) - 1 - values["threshold"].ndim))
-        found = False
-        for name in names:
+        stuck = np.zeros(values["threshold"].shape, bool)
+        for name in (f"x{step}" for step, _ in case.steps):
             x = round_to(values[name], case.dtype).astype(np.longdouble)
             z = reference.forward(spec, x, parameters, {}, INFERENCE).y
+            level = np.expand_dims(values["threshold"], shared)[0]
             near = np.abs(z.value - level) < _NEAR * unit_roundoff(case.dtype) * (z.magnitude + np.abs(level))
-            found |= bool(near.any())
+            stuck |= near.any(shared)
             values[name] = np.where(near, fresh(), values[name])
-        if not found:
+        if not stuck.any():
             return
-        if attempt >= 50 and not case.defaults:
-            values["threshold"] = values["threshold"] + random.uniform(-0.5, 0.5, values["threshold"].shape)
+        if attempt >= 20 and not case.defaults:
+            values["threshold"] = values["threshold"] + stuck * random.uniform(-0.5, 0.5, stuck.shape)
     raise RuntimeError(f"{case.id}: no inputs were found that keep off the threshold; change the case")
 
 
