@@ -16,6 +16,7 @@ from ._base import ShapeError as ShapeError
 from ._layer import layer as layer
 from ._requirements import FrameworkError as FrameworkError
 from .batch_norm import BatchNormalization as BatchNormalization
+from .batch_renorm import BatchRenormalization as BatchRenormalization
 from .group_norm import GroupNormalization as GroupNormalization
 from .instance_norm import InstanceNormalization as InstanceNormalization
 from .layer_norm import LayerNormalization as LayerNormalization

@@ -9,7 +9,7 @@ three times slower there. On an accelerator a product may be rounded to fewer bi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -132,11 +132,15 @@ def standardize_channels(
     groups: int,
     eps: float,
     mask: tf.Tensor | None = None,
+    corrected: Callable[[Statistics], tuple[tf.Tensor, tf.Tensor]] | None = None,
 ) -> tuple[tf.Tensor, Statistics]:
     """Standardise groups of neighbouring channels of a channel view, then scale and shift each channel.
 
     With a mask, for which each channel must be a group, the averages for ``m`` and ``v`` are over the true positions; ``y``
     has all, so the gradient adds up all and divides by the number of true ones.
+
+    ``corrected`` makes of the statistics two constants ``a`` and ``b`` per channel, and ``a xhat + b`` takes the place of
+    ``xhat`` in ``y``: the scale is then ``scale a`` and the offset ``scale b + offset``.
 
     With mean ``m`` and variance ``v`` of the group, ``r = 1 / sqrt(v + eps)`` and ``xhat = (x - m) r``::
 
@@ -173,19 +177,26 @@ def standardize_channels(
         rest = over_group(_channel_sums(inner))
         variance = tf.maximum(over_group(_channel_sums(inner * inner)) - rest * rest, 0)
         r = tf.math.rsqrt(variance + eps)
-        s = r * gamma
-        y = deviation * s + (beta - rest * s)
+        mean = pilot + rest
+        whole_gamma, whole_beta = gamma, beta
+        if corrected is not None:
+            a, b = map(tf.stop_gradient, corrected(Statistics(mean, variance)))
+            whole_gamma, whole_beta = gamma * a, gamma * b + beta
+        s = r * whole_gamma
+        y = deviation * s + (whole_beta - rest * s)
 
         def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             dbeta = _channel_sums(dy)
             dgamma = r * (_channel_sums(dy * deviation) - rest * dbeta)
-            mean_g, mean_gx = over_group(gamma * dbeta), over_group(gamma * dgamma)
+            mean_g, mean_gx = over_group(whole_gamma * dbeta), over_group(whole_gamma * dgamma)
             slope = r * mean_gx * r
             shift = rest * slope - r * mean_g
             dx = dy * s - deviation * slope + shift if mask is None else dy * s - counted(deviation * slope - shift)
+            if corrected is not None:
+                dgamma = dgamma * a + dbeta * b
             return dx, _over_instances(dgamma), _over_instances(dbeta)
 
-        return (y, pilot + rest, variance), gradient
+        return (y, mean, variance), gradient
 
     y, mean, variance = compute(x, gamma, beta)
     return y, Statistics(tf.stop_gradient(mean), tf.stop_gradient(variance))

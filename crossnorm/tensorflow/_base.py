@@ -5,12 +5,29 @@ from typing import Any, ClassVar, Self
 
 import keras
 import tensorflow as tf
+from keras import constraints, initializers, regularizers
 
 from crossnorm.errors import SpecError
 from crossnorm.spec import INFERENCE, TRAIN, Mode, NormSpec
 from crossnorm.spec._axes import integer, normalize_axes
 
 Tensor = tf.Tensor
+
+# The attribute that holds an array of a specification, where Keras has another name for it. Weights are made in this order.
+_ATTRIBUTES = {
+    "scale": "gamma",
+    "offset": "beta",
+    "running_mean": "moving_mean",
+    "running_variance": "moving_variance",
+    "running_standard_deviation": "moving_stddev",
+    "renorm_mean": "renorm_mean",
+    "renorm_variance": "renorm_variance",
+    "renorm_standard_deviation": "renorm_stddev",
+    "batches_tracked": "batches_tracked",
+}
+
+# What reads and writes the option of a weight that ends in this word.
+_OPTIONS = {"initializer": initializers, "regularizer": regularizers, "constraint": constraints}
 
 _FLOATS = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 
@@ -102,18 +119,18 @@ def normalized_axes(
     return resolved
 
 
-def checked_mask(mask: Any, x: Tensor) -> Tensor:
+def checked_mask(mask: Any, x: Tensor, who: str) -> Tensor:
     """``mask`` as a tensor; a ``SpecError`` if it cannot be laid on all axes of ``x`` but the last."""
     mask = tf.convert_to_tensor(mask)
-    check_rank(mask.shape, "batch_norm", "mask")
+    check_rank(mask.shape, who, "mask")
     if len(mask.shape) != len(x.shape) - 1:
         raise CallError(
-            f"batch_norm: a mask of shape {tuple(mask.shape)} has not one dimension less than the input of shape "
+            f"{who}: a mask of shape {tuple(mask.shape)} has not one dimension less than the input of shape "
             f"{tuple(x.shape)}; leave out the last one"
         )
     if any(None not in (size, wanted) and size not in (1, wanted) for size, wanted in zip(mask.shape, x.shape, strict=False)):
         raise ShapeError(
-            f"batch_norm: a mask of shape {tuple(mask.shape)} does not fit the input of shape {tuple(x.shape)}; "
+            f"{who}: a mask of shape {tuple(mask.shape)} does not fit the input of shape {tuple(x.shape)}; "
             "give each dimension but the last the input's size, or 1"
         )
     return mask
@@ -151,29 +168,38 @@ def update_running(
     unchanged: bool | Tensor,
 ) -> dict[str, Tensor]:
     """The state after a batch whose statistics rest on ``count`` values each; the old one if ``unchanged`` is true."""
-    dtype = mean.dtype
-    counted = tf.cast(count, dtype)
-    correction = counted / tf.maximum(counted - 1, 1) if unbiased else tf.ones((), dtype)
     old = {name: tf.convert_to_tensor(value) for name, value in state.items()}
+    batch = {"running_mean": mean, "running_variance": unbiased_variance(variance, count) if unbiased else variance}
+    return unless(unchanged, old, blended(old, batch, spec.decay))
+
+
+def unbiased_variance(variance: Tensor, count: int | Tensor) -> Tensor:
+    """``n / (n - 1)`` times the biased variance of ``n`` values; the same where there is one."""
+    counted = tf.cast(count, variance.dtype)
+    return variance * (counted / tf.maximum(counted - 1, 1))
+
+
+def blended(old: Mapping[str, Tensor], batch: Mapping[str, Tensor], decay: float | None) -> dict[str, Tensor]:
+    """The averages of the batch's quantities and the old ones of the same names, and the number of batches with this one."""
     batches = old["batches_tracked"] + 1
-    # The two weights are rounded separately: one minus a rounded decay would lose its last digits.
-    keep, take = (
-        (tf.constant(spec.decay, dtype), tf.constant(1 - spec.decay, dtype))
-        if spec.decay is not None
-        else (tf.cast(batches - 1, dtype) / tf.cast(batches, dtype), 1 / tf.cast(batches, dtype))
-    )
+    new = {"batches_tracked": batches}
+    for name, quantity in batch.items():
+        dtype = quantity.dtype
+        # The two weights are rounded separately: one minus a rounded decay would lose its last digits.
+        keep, take = (
+            (tf.constant(decay, dtype), tf.constant(1 - decay, dtype))
+            if decay is not None
+            else (tf.cast(batches - 1, dtype) / tf.cast(batches, dtype), 1 / tf.cast(batches, dtype))
+        )
+        value = keep * tf.cast(old[name], dtype) + take * tf.reshape(quantity, tf.shape(old[name]))
+        new[name] = tf.cast(value, old[name].dtype)
+    return new
 
-    def blend(name: str, batch: Tensor) -> Tensor:
-        value = keep * tf.cast(old[name], dtype) + take * tf.reshape(batch, [spec.channels])
-        return tf.cast(value, old[name].dtype)
 
-    new = {
-        "running_mean": blend("running_mean", mean),
-        "running_variance": blend("running_variance", variance * correction),
-        "batches_tracked": batches,
-    }
+def unless(unchanged: bool | Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The new state, or the old one if ``unchanged`` is true."""
     if isinstance(unchanged, bool):
-        return old if unchanged else new
+        return dict(old if unchanged else new)
     return {name: tf.where(unchanged, old[name], new[name]) for name in new}
 
 
@@ -239,10 +265,23 @@ class SpecLayer:
         of = {of: getattr(self, f"{name}_{of}") for of in ("initializer", "regularizer", "constraint")}
         return self.add_weight(name=name, shape=shape, autocast=False, **of)
 
+    def _take_options(self, **options: Any) -> None:
+        """Keep the initializers, regularizers and constraints of a layer whose native base does not."""
+        self._options = tuple(options)
+        for name, option in options.items():
+            setattr(self, name, _OPTIONS[name.rpartition("_")[2]].get(option))
+
+    def _serialized_options(self) -> dict[str, Any]:
+        return {name: _OPTIONS[name.rpartition("_")[2]].serialize(getattr(self, name)) for name in self._options}
+
     def _parameters(self) -> dict[str, Tensor]:
         """The weights in use: ``center`` and ``scale`` count as they are now."""
-        weights, spec = {"scale": self.gamma, "offset": self.beta}, self.spec
-        return {a.name: weights[a.name].value for a in spec.parameters if weights[a.name] is not None}
+        weights = {array.name: self._weight(array.name) for array in self.spec.parameters}
+        return {name: weight.value for name, weight in weights.items() if weight is not None}
+
+    def _weight(self, name: str) -> keras.Variable | None:
+        """The weight that holds the specification's array of this name."""
+        return getattr(self, _ATTRIBUTES.get(name, name))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -275,7 +314,9 @@ class ChannelLayer(SpecLayer):
     """A layer whose parameters have one entry per channel."""
 
     # The moving statistics and their counter, where a layer keeps them.
-    moving_mean = moving_variance = batches_tracked = None
+    moving_mean = moving_variance = moving_stddev = None
+    renorm_mean = renorm_variance = renorm_stddev = None
+    batches_tracked = None
 
     def _check_axis(self, axis: Any) -> None:
         if integer(axis) is None:
@@ -296,44 +337,39 @@ class ChannelLayer(SpecLayer):
         return sizes
 
     def _add_moving_statistics(self, shape: tuple[int, ...]) -> None:
-        fixed = {"trainable": False, "autocast": False}
-        for name in ("moving_mean", "moving_variance"):
-            setattr(
-                self, name, self.add_weight(name=name, shape=shape, initializer=getattr(self, f"{name}_initializer"), **fixed)
-            )
-        if self.momentum is None:
-            # Only the cumulative average counts; any other layer keeps the native list of weights.
+        """The weights of the state, started by the initializers of the moving mean and variance."""
+        mean, variance = self.moving_mean_initializer, self.moving_variance_initializer
+        start = {"mean": mean, "variance": variance, "stddev": lambda *args, **kwargs: tf.sqrt(variance(*args, **kwargs))}
+        fixed, state = {"trainable": False, "autocast": False}, {array.name for array in self._spec(shape).state}
+        for name in (attribute for array, attribute in _ATTRIBUTES.items() if array in state - {"batches_tracked"}):
+            weight = self.add_weight(name=name, shape=shape, initializer=start[name.rpartition("_")[2]], **fixed)
+            setattr(self, name, weight)
+        if self._counts_batches():
             self.batches_tracked = self.add_weight(
                 name="batches_tracked", shape=(), initializer="zeros", dtype="int64", **fixed
             )
+
+    def _counts_batches(self) -> bool:
+        """Only the cumulative average counts; any other layer keeps the native list of weights."""
+        return self.momentum is None
 
     def _mode(self, training: bool | None) -> Mode:
         return TRAIN if training and self.trainable else INFERENCE
 
     def _state(self) -> dict[str, Tensor]:
-        if self.moving_mean is None or not self.track_running_stats:
-            return {}
-        counter = self.batches_tracked
-        if counter is None and self.momentum is None:
+        weights = {array.name: self._weight(array.name) for array in self.spec.state}
+        if "batches_tracked" in weights and weights["batches_tracked"] is None and self.momentum is None:
             raise CallError(
                 f"{type(self).__name__}: momentum=None needs the weight that counts batches, which build did not make; "
                 "give momentum=None at construction"
             )
-        return {
-            "running_mean": self.moving_mean.value,
-            "running_variance": self.moving_variance.value,
-            "batches_tracked": tf.zeros((), tf.int64) if counter is None else counter.value,
-        }
+        uncounted = {"batches_tracked": tf.zeros((), tf.int64)} if "batches_tracked" in weights else {}
+        return uncounted | {name: weight.value for name, weight in weights.items() if weight is not None}
 
     def _assign(self, state: Mapping[str, Tensor]) -> None:
-        weights = {
-            "running_mean": self.moving_mean,
-            "running_variance": self.moving_variance,
-            "batches_tracked": self.batches_tracked,
-        }
         for name, value in state.items():
-            if weights[name] is not None:
-                weights[name].assign(value)
+            if (weight := self._weight(name)) is not None:
+                weight.assign(value)
 
 
 class RowLayer(SpecLayer):

@@ -11,6 +11,7 @@ from crossnorm.spec._axes import integer
 
 from ._base import ArgumentTypeError, ChannelLayer, SpecLayer
 from .batch_norm import BatchNormalization
+from .batch_renorm import BatchRenormalization
 from .group_norm import GroupNormalization
 from .instance_norm import InstanceNormalization
 from .layer_norm import LayerNormalization
@@ -18,7 +19,14 @@ from .rms_norm import RMSNormalization
 
 _LAYERS: dict[str, type[SpecLayer]] = {
     layer.method: layer
-    for layer in (BatchNormalization, LayerNormalization, GroupNormalization, InstanceNormalization, RMSNormalization)
+    for layer in (
+        BatchNormalization,
+        BatchRenormalization,
+        LayerNormalization,
+        GroupNormalization,
+        InstanceNormalization,
+        RMSNormalization,
+    )
 }
 
 

@@ -7,28 +7,12 @@ import keras
 import tensorflow as tf
 
 from crossnorm.errors import Unsupported
-from crossnorm.spec import BatchNormSpec, Mode
+from crossnorm.spec import BatchNormSpec, BatchRenormSpec, Mode
 
-from ._arithmetic import (
-    Statistics,
-    affine_channels,
-    channel_view,
-    count_masked,
-    mask_view,
-    standardize_channels,
-    values_per_channel,
-)
-from ._base import (
-    ChannelLayer,
-    Tensor,
-    channel_axis,
-    checked,
-    checked_mask,
-    optional,
-    refuse_single_value,
-    update_running,
-    widened,
-)
+from ._arithmetic import Statistics
+from ._base import CallError, ChannelLayer, Tensor, update_running
+from ._batch import State, normalize_batch
+from .batch_renorm import batch_renorm
 
 
 def batch_norm(
@@ -65,29 +49,12 @@ def batch_norm(
     >>> y.numpy().ravel().tolist()
     [-1.0, 1.0]
     """
-    x = checked(spec, x, parameters, state)
-    if mask is not None:
-        mask = checked_mask(mask, x)
-    axis = channel_axis(axis, x.shape, spec.channels, 1, "batch_norm")
-    view = channel_view(widened(x), axis, instances=False)
-    scale, offset = optional(parameters, view.dtype)
-    new_state = {name: tf.convert_to_tensor(value) for name, value in state.items()}
-    if spec.tracked and not mode.use_batch_statistics:
-        running = Statistics(*(tf.cast(state[name], view.dtype) for name in ("running_mean", "running_variance")))
-        y = affine_channels(view, running, scale, offset, spec.eps)
-    else:
-        mask = None if mask is None else mask_view(mask, x, axis)
-        values = values_per_channel(view)
-        count = values if mask is None else count_masked(mask)
-        refused: bool | Tensor = False
-        if spec.single_value == "raise":
-            view, refused = refuse_single_value(view, count, "batch_norm")
-        y, batch = standardize_channels(view, scale, offset, spec.channels, spec.eps, mask)
-        if spec.tracked and mode.update_running:
-            unbiased = spec.running_variance == "unbiased"
-            unchanged = (values == 0) | refused
-            new_state = update_running(spec, state, batch.mean, batch.variance, count, unbiased, unchanged)
-    return tf.cast(tf.reshape(y, tf.shape(x)), x.dtype), new_state
+
+    def updated(old: State, batch: Statistics, count: int | Tensor) -> dict[str, Tensor]:
+        unbiased = spec.running_variance == "unbiased"
+        return update_running(spec, old, batch.mean, batch.variance, count, unbiased, unchanged=False)
+
+    return normalize_batch(spec, x, parameters, state, mode, axis, mask, updated)
 
 
 @keras.saving.register_keras_serializable(package="crossnorm")
@@ -113,8 +80,11 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
     deviations from the mean are formed first (there, channels of large mean lose up to 3,000 rounding units); the positions
     of a mask are counted as they are, at least 1 (there, Keras' global epsilon is added to their number);
     an input without channels is refused. What is
-    computed in half precision there is computed in float32 in both. ``renorm=True`` and ``synchronized=True`` run the native
-    code.
+    computed in half precision there is computed in float32 in both. ``synchronized=True`` runs the native code.
+
+    ``renorm=True`` is batch renormalization with Keras' conventions; `spec` is then a `crossnorm.spec.BatchRenormSpec` with two
+    pairs of running quantities and no schedule. Weights and files stay the native ones. A ``renorm_clipping`` that excludes
+    r = 1 or d = 0 is refused (Keras takes it). `BatchRenormalization` has the other conventions.
 
     Speed, against the native layer on one processor thread in float32: training channels last 1.1 times its time forward and
     0.9 with the gradient, channels first 0.6; the second look at the mean buys that 100,000 values at an offset of 10,000 keep
@@ -169,6 +139,8 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
         self._check_axis(axis)
         self._check_number("epsilon", epsilon)
         self._check_number("momentum", 0.99 if momentum is None else momentum)
+        if renorm:
+            self._check_clipping(renorm_clipping)
         super().__init__(
             axis=axis,
             momentum=0.99 if momentum is None else momentum,
@@ -196,22 +168,45 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
         self.track_running_stats = track_running_stats
         self._spec((1,))
         ours = (momentum, running_variance, single_value, track_running_stats)
-        if self._runs_native_code() and (None in ours or ours[1:] != ("biased", "zero", True)):
+        if self.synchronized and (None in ours or ours[1:] != ("biased", "zero", True)):
             raise Unsupported(
-                "BatchNormalization: renorm=True and synchronized=True run Keras' own code, which knows no momentum=None, "
+                "BatchNormalization: synchronized=True runs Keras' own code, which knows no momentum=None, "
                 "running_variance=, single_value= or track_running_stats=; leave them at their defaults"
             )
+        if self.renorm and (running_variance, track_running_stats) != ("biased", True):
+            raise Unsupported(
+                f"BatchNormalization: renorm=True keeps standard deviations, so running_variance={running_variance!r} and "
+                f"track_running_stats={track_running_stats!r} mean nothing; leave them out, or use BatchRenormalization"
+            )
 
-    def _spec(self, sizes: tuple[int, ...]) -> BatchNormSpec:
-        return BatchNormSpec(
-            channels=sizes[0],
-            eps=self.epsilon,
-            scale=bool(self.scale),
-            offset=bool(self.center),
-            decay=self.momentum,
-            running_variance=self.running_variance,
-            tracked=self.track_running_stats,
-            single_value=self.single_value,
+    @classmethod
+    def _check_clipping(cls, clipping: Any) -> None:
+        if clipping is not None and (not isinstance(clipping, Mapping) or set(clipping) - {"rmax", "rmin", "dmax"}):
+            raise CallError(
+                f"{cls.__name__}: renorm_clipping={clipping!r} is no dictionary with keys among 'rmax', 'rmin' and 'dmax'; "
+                "leave out the bounds that are not wanted"
+            )
+
+    def _spec(self, sizes: tuple[int, ...]) -> BatchNormSpec | BatchRenormSpec:
+        shared = {
+            "channels": sizes[0],
+            "eps": self.epsilon,
+            "scale": bool(self.scale),
+            "offset": bool(self.center),
+            "decay": self.momentum,
+            "single_value": self.single_value,
+        }
+        if not self.renorm:
+            return BatchNormSpec(running_variance=self.running_variance, tracked=self.track_running_stats, **shared)
+        r_min, r_max, d_max = map((self.renorm_clipping or {}).get, ("rmin", "rmax", "dmax"))
+        return BatchRenormSpec(
+            renorm_decay=self.renorm_momentum,
+            r_min=0.0 if r_min is None else r_min,
+            r_max=r_max,
+            d_max=d_max,
+            r_max_steps=None,
+            d_max_steps=None,
+            **shared,
         )
 
     @classmethod
@@ -235,12 +230,9 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
             **keras_kwargs,
         )._promising(spec)
 
-    def _runs_native_code(self) -> bool:
-        return bool(self.renorm or self.synchronized)
-
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = self._find_channels(input_shape, minimum_rank=1)
-        if self._runs_native_code():
+        if self.synchronized:
             super().build(input_shape)
             return
         self._add_gamma_and_beta(shape, self.scale, self.center)
@@ -248,11 +240,11 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
             self._add_moving_statistics(shape)
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
-        if self._runs_native_code():
+        if self.synchronized:
             return super().call(inputs, training=training, mask=mask)
         x, mode = tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32")), self._mode(training)
-        parameters, state = self._parameters(), self._state()
-        y, state = batch_norm(self.spec, x, parameters, state, mode, axis=self.axis, mask=mask)
+        normalize = batch_renorm if self.renorm else batch_norm
+        y, state = normalize(self.spec, x, self._parameters(), self._state(), mode, axis=self.axis, mask=mask)
         if mode.update_running:
             self._assign(state)
         return tf.cast(y, self.compute_dtype)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import keras
 import tensorflow as tf
-from keras import constraints, initializers, regularizers
 
 from crossnorm.spec import InstanceNormSpec, Mode
 
@@ -146,14 +145,16 @@ class InstanceNormalization(ChannelLayer, keras.layers.Layer):
         self.epsilon = epsilon
         self.center = center
         self.scale = scale
-        self.beta_initializer = initializers.get(beta_initializer)
-        self.gamma_initializer = initializers.get(gamma_initializer)
-        self.moving_mean_initializer = initializers.get(moving_mean_initializer)
-        self.moving_variance_initializer = initializers.get(moving_variance_initializer)
-        self.beta_regularizer = regularizers.get(beta_regularizer)
-        self.gamma_regularizer = regularizers.get(gamma_regularizer)
-        self.beta_constraint = constraints.get(beta_constraint)
-        self.gamma_constraint = constraints.get(gamma_constraint)
+        self._take_options(
+            beta_initializer=beta_initializer,
+            gamma_initializer=gamma_initializer,
+            moving_mean_initializer=moving_mean_initializer,
+            moving_variance_initializer=moving_variance_initializer,
+            beta_regularizer=beta_regularizer,
+            gamma_regularizer=gamma_regularizer,
+            beta_constraint=beta_constraint,
+            gamma_constraint=gamma_constraint,
+        )
         self.track_running_stats = track_running_stats
         self.momentum = momentum
         self.running_variance = running_variance
@@ -211,11 +212,4 @@ class InstanceNormalization(ChannelLayer, keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         plain = ("axis", "epsilon", "center", "scale", "track_running_stats", "momentum", "running_variance", "single_value")
-        config = {name: getattr(self, name) for name in plain}
-        for weight in ("beta", "gamma", "moving_mean", "moving_variance"):
-            name = f"{weight}_initializer"
-            config[name] = initializers.serialize(getattr(self, name))
-        for weight in ("beta", "gamma"):
-            config[f"{weight}_regularizer"] = regularizers.serialize(getattr(self, f"{weight}_regularizer"))
-            config[f"{weight}_constraint"] = constraints.serialize(getattr(self, f"{weight}_constraint"))
-        return {**super().get_config(), **config}
+        return {**super().get_config(), **{name: getattr(self, name) for name in plain}, **self._serialized_options()}
