@@ -246,7 +246,13 @@ def per_channel(values: Tensor | None, rank: int) -> Tensor | None:
 def standardize(
     x: Tensor, scale: Tensor | None, offset: Tensor | None, axes: list[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``scale * (x - mean) / sqrt(variance + eps) + offset``, mean and variance over ``axes``, in plain differentiable steps.
+    """``scale * (x - mean) / sqrt(variance + eps) + offset``, mean and variance over ``axes``, in plain differentiable steps."""
+    xhat, mean, variance = standardized(x, axes, eps)
+    return affine(xhat, scale, offset).to(x.dtype), mean, variance
+
+
+def standardized(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x - mean) / sqrt(variance + eps)``, float32 at least, with the mean and variance, which are detached.
 
     First a detached mean is taken away: ``x - mean`` does not depend on it, so that every derivative stays exact, and what is
     left is small, so that its own mean is accurate.
@@ -256,8 +262,7 @@ def standardize(
     rest = centred.mean(axes, keepdim=True)
     centred = centred - rest
     variance = (centred * centred).mean(axes, keepdim=True)
-    y = affine(centred * reciprocal_root(variance, eps), scale, offset).to(x.dtype)
-    return y, (pilot + rest).detach(), variance.detach()
+    return centred * reciprocal_root(variance, eps), (pilot + rest).detach(), variance.detach()
 
 
 def blend(old: Tensor, new: Tensor, momentum: float | None, batches: Tensor) -> Tensor:

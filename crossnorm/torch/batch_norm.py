@@ -76,7 +76,8 @@ def _accurate(x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float
     """Output, mean and variance with sums that keep their digits: by parts of the native kernel, or in plain steps."""
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks at this condition alone)
         if not watched(x) and not few(x.size(0) * positions(x)):
-            return _Accurate.apply(x, scale, offset, eps)
+            mean, variance = accurate_statistics(x.detach())
+            return Accurate.apply(x, scale, offset, mean, variance, eps), mean, variance
     axes = [0] + list(range(2, x.dim()))  # noqa: RUF005
     return standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, eps)
 
@@ -125,41 +126,38 @@ def _divisor(count: int, most: int) -> int:
     return next(length for length in range(most, 0, -1) if count % length == 0)
 
 
-class _Accurate(torch.autograd.Function):
-    """The native kernels on runs: short ones for statistics, long and faster ones for parameter gradients.
+def accurate_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, by the native kernel on short runs."""
+    runs, centred, taken = _Runs(x, 16), x, None
+    if x.dtype == torch.float64:  # even 16 equal values have a sum that is not 16 times one of them
+        taken = pilot(x, [0, *range(2, x.dim())], x)
+        centred = x - taken
+    mean, variance = (runs.parts(part) for part in torch.batch_norm_update_stats(runs.view(centred), None, None, 0.0))
+    whole = mean.mean(0)
+    variance = (variance + (mean - whole).square()).mean(0)
+    return whole if taken is None else whole + taken.flatten(), variance
+
+
+class Accurate(torch.autograd.Function):
+    """Standardise ``x`` with its own statistics, which are at hand; the parameters' gradients by native kernels on long runs.
 
     A gradient of the gradient goes through the plain steps.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        runs, centred, taken = _Runs(x, 16), x, None
-        if x.dtype == torch.float64:  # even 16 equal values have a sum that is not 16 times one of them
-            taken = pilot(x, [0, *range(2, x.dim())], x)
-            centred = x - taken
-        mean, variance = (runs.parts(part) for part in torch.batch_norm_update_stats(runs.view(centred), None, None, 0.0))
-        whole = mean.mean(0)
-        variance = (variance + (mean - whole).square()).mean(0)
-        if taken is not None:
-            whole = whole + taken.flatten()
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor | None, offset: Tensor | None, mean: Tensor, variance: Tensor, eps: float
+    ) -> Tensor:
         ctx.eps = eps
-        ctx.save_for_backward(x, scale, offset, whole, variance)
-        ctx.mark_non_differentiable(whole, variance)
-        ctx.set_materialize_grads(False)
-        return normalize_with(x, scale, offset, eps, whole, variance), whole, variance
+        ctx.save_for_backward(x, scale, offset, mean, variance)
+        return normalize_with(x, scale, offset, eps, mean, variance)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, offset, mean, variance = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
-        if gradient is None:
-            return None, None, None, None
         if torch.is_grad_enabled():
-            axes = [0, *range(2, x.dim())]
-            y, _, _ = standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, ctx.eps)
-            wanted = [tensor for tensor, need in zip((x, scale, offset), needed, strict=True) if need]
-            found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-            return *(next(found) if need else None for need in needed), None
+            return *differentiable_backward(gradient, x, scale, offset, ctx.eps, needed), None, None, None
         runs = _Runs(x, 2048)
         numbers, upstream = runs.view(x), runs.view(gradient)
         _, *sums = torch.ops.aten.native_batch_norm_backward(
@@ -176,7 +174,18 @@ class _Accurate(torch.autograd.Function):
                 per_channel(runs.spread(factor), numbers.dim()) for factor in (of_gradient, of_x, constant)
             )
             dx = runs.back(torch.addcmul(constant, numbers, of_x).addcmul_(upstream, of_gradient))
-        return dx, dscale if needed[1] else None, doffset if needed[2] else None, None
+        return dx, dscale if needed[1] else None, doffset if needed[2] else None, None, None, None
+
+
+def differentiable_backward(
+    gradient: Tensor, x: Tensor, scale: Tensor | None, offset: Tensor | None, eps: float, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``x``, ``scale`` and ``offset`` that are needed, through the plain steps."""
+    axes = [0, *range(2, x.dim())]
+    y, _, _ = standardize(x, per_channel(scale, x.dim()), per_channel(offset, x.dim()), axes, eps)
+    wanted = [tensor for tensor, need in zip((x, scale, offset), needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
 
 
 def normalize_with(
