@@ -33,6 +33,9 @@ from .instance_norm import InstanceNorm2d as InstanceNorm2d
 from .instance_norm import InstanceNorm3d as InstanceNorm3d
 from .layer_norm import LayerNorm as LayerNorm
 from .rms_norm import RMSNorm as RMSNorm
+from .switchable_norm import SwitchableNorm1d as SwitchableNorm1d
+from .switchable_norm import SwitchableNorm2d as SwitchableNorm2d
+from .switchable_norm import SwitchableNorm3d as SwitchableNorm3d
 
 # A method whose layers differ by rank has one class for each number of spatial dimensions.
 _LAYERS: dict[str, Any] = {
@@ -41,6 +44,7 @@ _LAYERS: dict[str, Any] = {
     "group_norm": GroupNorm,
     "instance_norm": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
     "rms_norm": RMSNorm,
+    "switchable_norm": {1: SwitchableNorm1d, 2: SwitchableNorm2d, 3: SwitchableNorm3d},
 }
 
 

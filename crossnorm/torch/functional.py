@@ -8,3 +8,4 @@ from .group_norm import group_norm as group_norm
 from .instance_norm import instance_norm as instance_norm
 from .layer_norm import layer_norm as layer_norm
 from .rms_norm import rms_norm as rms_norm
+from .switchable_norm import switchable_norm as switchable_norm
