@@ -1,6 +1,6 @@
 """What the two TensorFlow implementations share: axes from layouts, the steps of a case, graph execution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -58,7 +58,7 @@ class TensorFlowImplementation:
     def misbuild(self, fault: Fault) -> keras.layers.Layer:
         """The layer of a fault, its arguments as a user would pass them."""
         cls, extra = self.layer_class(fault.spec)
-        return cls(**extra, **native_arguments(fault.spec, dict(fault.arguments)), axis=fault_axis(fault))
+        return cls(**extra, **native_arguments(fault.spec, fault.arguments), axis=fault_axis(fault))
 
     def layer_class(self, spec: NormSpec) -> tuple[type[keras.layers.Layer], dict[str, Any]]:
         """The class of a method's layer, and the arguments that make it that method."""
@@ -227,7 +227,7 @@ def good_shape(fault: Fault) -> tuple[int, ...]:
     return (2, *fault.spec.parameter_shape)
 
 
-def native_arguments(spec: NormSpec, changes: dict[str, Any]) -> dict[str, Any]:
+def native_arguments(spec: NormSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor arguments of Keras for a specification's fields, by the names that the presets give them."""
     arguments = PEERS[spec.method]["keras"].arguments
     fields = {name: changes.get(name, getattr(spec, name)) for name in arguments}

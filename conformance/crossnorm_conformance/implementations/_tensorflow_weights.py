@@ -137,17 +137,26 @@ def _traced(case: Case, arrays: Arrays) -> Callable[..., Any]:
     return run
 
 
+class _Tied(keras.layers.Dense):
+    """A dense layer with another one's kernel."""
+
+    def __init__(self, other: keras.layers.Dense, units: int) -> None:
+        super().__init__(units, use_bias=False)
+        self.other = [lambda: other.kernel]
+
+    def build(self, input_shape: Any) -> None:
+        self._kernel, self.bias = self.other[0](), None
+        self.built = True
+
+
 def misuse_weights(fault: Fault, wrap: Callable[..., keras.layers.Layer], kernel: str | None) -> Misuse:
     """Ask for a wrapper that cannot be. ``kernel`` is the argument that names the wrapped weight, if there is one."""
     rows, columns = fault.spec.shape  # type: ignore[attr-defined]
-    first, second = keras.layers.Dense(rows), keras.layers.Dense(rows)
-    if fault.wrap == "no_kernel":
-        first = keras.layers.ReLU()
-    for layer in (first, second):
-        layer.build((None, columns))
+    first = keras.layers.ReLU() if fault.wrap == "no_kernel" else keras.layers.Dense(rows)
+    first.build((None, columns))
+    second = _Tied(first, rows) if fault.wrap == "tied" else keras.layers.Dense(rows)
+    second.build((None, columns))
     target = second if fault.wrap == "tied" else first
-    if fault.wrap == "tied":
-        second._kernel = first._kernel
     if fault.wrap in ("twice", "tied"):
         wrap(first).build((None, columns))
     arguments: dict[str, Any] = dict(fault.arguments)

@@ -84,7 +84,7 @@ class TorchImplementation:
     def lacks(self, case: Case) -> str:
         """What torch or the layer has no means for; empty if it has."""
         if case.layer is not None:
-            return lacks_a_depthwise_kind(case)
+            return lacks_of_layers(case)
         return "torch normalises trailing dimensions only" if case.layout == "leading" else ""
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
@@ -139,10 +139,13 @@ class TorchImplementation:
         return {} if layer is None else {name: buffer.numpy().copy() for name, buffer in layer.named_buffers()}
 
 
-def lacks_a_depthwise_kind(case: Case) -> str:
-    """A grouped convolution is all that torch knows of it."""
-    if case.layer and case.layer.kind == "depthwise" and getattr(case.spec, "depthwise_row", "output") != "output":
+def lacks_of_layers(case: Case) -> str:
+    """What torch's linear layers have no means for."""
+    kind = case.layer.kind if case.layer else ""
+    if kind == "depthwise" and getattr(case.spec, "depthwise_row", "output") != "output":
         return "torch has no depthwise layer apart from the convolution in groups"
+    if kind == "embedding" and case.dtype in ("float16", "bfloat16"):
+        return "torch's autocast leaves embeddings in float32"
     return ""
 
 

@@ -1,5 +1,6 @@
 """``keras.layers`` on the TensorFlow backend, as it is. Instance normalization is its GroupNormalization(groups=-1)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ from crossnorm import BatchNormSpec, BatchRenormSpec, InstanceNormSpec, LayerNor
 from ..case import Case
 from ..cases import Fault
 from . import Misuse
-from ._tensorflow import TensorFlowImplementation, axis_of, native_arguments
+from ._tensorflow import TensorFlowImplementation, axis_of, fault_axis, native_arguments
 from ._tensorflow_tensors import policy
 from ._tensorflow_weights import misuse_weights
 
@@ -35,12 +36,16 @@ class KerasLayers(TensorFlowImplementation):
 
     def build(self, case: Case) -> keras.layers.Layer:
         cls, extra = self.layer_class(case.spec)
-        arguments = {} if case.defaults else native_arguments(case.spec, {})
+        arguments = {} if case.defaults else _arguments(case.spec, {})
         if arguments.get("momentum", 0) is None:
             del arguments["momentum"]
         if isinstance(case.spec, LayerNormSpec) and not case.spec.subtract_mean:
             arguments["rms_scaling"] = True
         return cls(**extra, **arguments, axis=axis_of(case), dtype=policy(case))
+
+    def misbuild(self, fault: Fault) -> keras.layers.Layer:
+        cls, extra = self.layer_class(fault.spec)
+        return cls(**extra, **_arguments(fault.spec, fault.arguments), axis=fault_axis(fault))
 
     def wrap(self, case: Case, layer: keras.layers.Layer) -> keras.layers.Layer:
         return keras.layers.SpectralNormalization(layer, power_iterations=case.spec.iterations, dtype=policy(case))
@@ -89,6 +94,8 @@ class KerasLayers(TensorFlowImplementation):
         return misuse_weights(fault, wrap, None)
 
     def inexpressible(self, fault: Fault) -> str:
+        if isinstance(fault.spec, BatchRenormSpec) and "r_max_steps" in fault.arguments:
+            return "keras.layers.BatchNormalization(renorm=True) has no schedule"
         if isinstance(fault.spec, SpectralNormSpec) and (
             fault.wrap in ("unknown_kernel", "unbuilt") or not set(fault.arguments) <= {"iterations"}
         ):
@@ -96,6 +103,14 @@ class KerasLayers(TensorFlowImplementation):
         if fault.spec.method == "instance_norm" and "decay" in fault.arguments:
             return "keras.layers has no instance normalization with moving statistics"
         return ""
+
+
+def _arguments(spec: NormSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The bounds of r and d are one dictionary there."""
+    arguments = native_arguments(spec, changes)
+    bounds = {name: arguments.pop(name) for name in list(arguments) if name.startswith("renorm_clipping")}
+    given = {name.split("'")[1]: bound for name, bound in bounds.items() if bound is not None}
+    return arguments | ({"renorm_clipping": given} if bounds else {})
 
 
 def _lacks_of_spectral_norm(case: Case, spec: SpectralNormSpec) -> str:

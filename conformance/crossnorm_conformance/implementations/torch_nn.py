@@ -9,7 +9,7 @@ from crossnorm import BatchNormSpec, InstanceNormSpec, LayerNormSpec, NormSpec, 
 
 from ..case import Case
 from ..cases import Fault
-from ._torch import TorchImplementation, lacks_a_depthwise_kind, native_arguments, parametrized, spatial_rank
+from ._torch import TorchImplementation, lacks_of_layers, native_arguments, parametrized, spatial_rank
 
 _CLASSES = {
     "batch_norm": "BatchNorm{}d",
@@ -93,7 +93,7 @@ def lacks_of_weights(case: Case, who: str, order: str) -> str:
         rows = {"transposed": "input", "embedding": "input"}
     if kind in rows and getattr(spec, f"{kind}_row") != rows[kind] and getattr(spec, "norm_over", "row") == "row":
         return f"{who}: the rows of this layer are its {rows[kind]}s"
-    return lacks_a_depthwise_kind(case)
+    return lacks_of_layers(case)
 
 
 def inexpressible_of_weights(fault: Fault) -> str:
