@@ -13,12 +13,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 import typer.core
-from rich.console import Console
-from rich.markdown import Markdown
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import Markdown, TableElement
 from rich.table import Table
 
 import crossnorm
@@ -71,15 +71,29 @@ def explain(
         console.print(_methods())
         console.print("crossnorm explain METHOD shows one of them.")
         return
-    console.print(Markdown(_markdown(spec_class(method)), code_theme="ansi_dark"))
+    console.print(_Document(_markdown(spec_class(method)), code_theme="ansi_dark"))
     console.print(_differences(method))
     console.print(_notes(method))
 
 
+class _Symbols(TableElement):
+    """A table in a docstring: what its first column names is never cut short."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for table in super().__rich_console__(console, options):
+            if isinstance(table, Table):
+                table.columns[0].no_wrap = True
+            yield table
+
+
+class _Document(Markdown):
+    elements: ClassVar = {**Markdown.elements, "table_open": _Symbols}
+
+
 def _methods() -> Table:
-    table = _table("method", "specification", "in one sentence")
+    table = _table("method and specification", "in one sentence")
     for method, spec in SPECS.items():
-        table.add_row(method, spec.__name__, inspect.getdoc(spec).partition("\n")[0])
+        table.add_row(f"{method}\n{spec.__name__}", inspect.getdoc(spec).partition("\n")[0], end_section=True)
     return table
 
 

@@ -32,6 +32,11 @@ def words(text):
     return " ".join("".join(" " if character in "│┃┡┩├┤─━┏┓┳╇┼┴└┘•" else character for character in text).split())
 
 
+def last_column(text):
+    """The text of the last column of the tables, its lines joined."""
+    return " ".join(line.rstrip("│ ").rpartition("│")[2].strip() for line in text.splitlines())
+
+
 def one_sentence(result, *parts):
     """Exit status 2, nothing on stdout, one line on stderr."""
     assert result.exit_code == 2, result.output
@@ -49,6 +54,9 @@ def test_explain_lists_the_methods(command):
     for method, spec in SPECS.items():
         assert method in result.stdout
         assert spec.__name__ in result.stdout
+        sentence = inspect.getdoc(spec).partition("\n")[0]
+        assert sentence.endswith(".")
+        assert sentence in last_column(result.stdout)
 
 
 @pytest.mark.parametrize("method", SPECS)
@@ -72,8 +80,7 @@ def test_explain_shows_the_formula_and_every_framework(command, method):
 @pytest.mark.parametrize("method", SPECS)
 def test_explain_shows_every_note_as_it_is_written(command, method):
     """Square brackets included, which rich would take for markup. A note's lines all lie in the table's last column."""
-    lines = [line.rstrip("│ ").rpartition("│")[2].strip() for line in command("explain", method).stdout.splitlines()]
-    text = " ".join(lines)
+    text = last_column(command("explain", method).stdout)
     for peer in PEERS[method].values():
         for note in peer.notes:
             assert note in text
@@ -84,6 +91,22 @@ def test_nothing_is_wider_than_80_columns(command, arguments):
     assert max(len(line) for line in command(*arguments).stdout.splitlines()) <= 80
 
 
+@pytest.mark.parametrize("method", SPECS)
+def test_explain_cuts_nothing_short(command, method):
+    assert "…" not in command("explain", method).stdout
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+@pytest.mark.parametrize("method", SPECS)
+def test_explain_keeps_the_lines_of_the_formula(command, monkeypatch, columns, method):
+    """80 columns are enough for the lines as they stand in the docstring; more change nothing."""
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = [line.strip() for line in command("explain", method).stdout.splitlines()]
+    formula = inspect.getdoc(SPECS[method]).partition("::\n\n")[2].partition("\n\n")[0]
+    for line in formula.splitlines():
+        assert line.strip() in lines
+
+
 def test_explain_differences_are_grouped(command):
     """Frameworks that agree share a row, so that the rows of a field are its differences."""
     lines = [" ".join(line.replace("│", " ").split()) for line in command("explain", "batch_norm").stdout.splitlines()]
@@ -91,6 +114,10 @@ def test_explain_differences_are_grouped(command):
     assert "momentum = 0.99 keras, tf_keras2, flax" in lines
     assert "running_variance unbiased (fixed) torch, tf_keras2, paper" in lines
     assert "biased (fixed) keras, flax, onnx" in lines
+    lines = [" ".join(line.replace("│", " ").split()) for line in command("explain", "batch_renorm").stdout.splitlines()]
+    assert "r_max renorm_clipping['rmax'] = None keras" in lines
+    assert "renorm_decay renorm_momentum = 0.99 keras" in lines
+    assert "None (fixed) torchrl, paper" in lines
 
 
 def test_explain_unknown_method(command):

@@ -1,12 +1,13 @@
 """What every specification shares: validation, serialisation, and the words for modes and arrays."""
 
 import math
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, ClassVar, NoReturn, Self
 
 from crossnorm.errors import SpecError
+
+from ._axes import integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +190,8 @@ class NormSpec:
 
     def _count(self, name: str) -> None:
         value: Any = getattr(self, name)
-        try:
-            count = operator.index(value)
-        except TypeError:
-            count = -1
-        if count < 0 or isinstance(value, bool):
+        count = integer(value)
+        if count is None or count < 0:
             self._refuse(f"{name}={value!r} is not an integer >= 0", f"give the number of {name}")
         self._set(name, count)
 
@@ -209,11 +207,8 @@ class NormSpec:
 
 def _size(value: Any) -> int | None:
     """``value`` as a Python integer, or None if it is not an integer of at least 1."""
-    try:
-        size = operator.index(value)
-    except TypeError:
-        return None
-    return size if size >= 1 and not isinstance(value, bool) else None
+    size = integer(value)
+    return size if size is not None and size >= 1 else None
 
 
 def running_state(channels: int, tracked: bool) -> tuple[ArraySpec, ...]:

@@ -2,6 +2,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from ._axes import integer
 from ._base import ArraySpec, NormSpec
 
 
@@ -13,12 +14,14 @@ class BatchRenormSpec(NormSpec):
 
         mean[c]      = sum(x[:, c, :]) / n
         deviation[c] = sqrt(sum((x[:, c, :] - mean[c]) ** 2) / n + eps)
-        r[c]         = clip(deviation[c] / s[c], r_min, r_max)            a constant: no gradient flows through it
-        d[c]         = clip((mean[c] - m[c]) / s[c], -d_max, d_max)       likewise
-        y            = scale[c] * ((x - mean[c]) / deviation[c] * r[c] + d[c]) + offset[c]
+        r[c]         = clip(deviation[c] / s[c], r_min, r_max)
+        d[c]         = clip((mean[c] - m[c]) / s[c], -d_max, d_max)
+        xhat         = (x - mean[c]) / deviation[c]
+        y            = scale[c] * (xhat * r[c] + d[c]) + offset[c]
 
     where ``m`` and ``s`` are the running mean and standard deviation before this batch (``s = sqrt(variance + eps)`` where the
-    variance is kept; never less than ``sqrt(eps)``). Without batch statistics::
+    variance is kept; never less than ``sqrt(eps)``). ``r`` and ``d`` count as constants: no gradient flows through them.
+    Without batch statistics::
 
         y = scale[c] * (x - running mean) / (running standard deviation) + offset[c]
 
@@ -41,7 +44,8 @@ class BatchRenormSpec(NormSpec):
     The bounds relax with ``t``, the number of updates before this batch. With ``r_max_steps = (a, b)``::
 
         ramp  = clip((t - a) / (b - a), 0, 1)       (1 from t = b on, where a = b)
-        r_max = 1 + (r_max - 1) * ramp              r_min = 1 / r_max, or 1 + (r_min - 1) * ramp if a r_min is given
+        r_max = 1 + (r_max - 1) * ramp
+        r_min = 1 / r_max, or 1 + (r_min - 1) * ramp if a r_min is given
 
     and ``d_max * ramp`` with ``d_max_steps``. Up to step ``a`` it is batch normalization: r = 1 and d = 0.
 
@@ -142,9 +146,8 @@ class BatchRenormSpec(NormSpec):
             return
         if bound is None:
             self._refuse(f"{name}={value!r} without {name.removesuffix('_steps')}", f"give the final bound, or {name}=None")
-        steps = tuple(value) if isinstance(value, list | tuple) else ()
-        integers = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
-        if len(steps) != 2 or not integers or not 0 <= steps[0] <= steps[1]:
+        steps: tuple[Any, ...] = tuple(map(integer, value)) if isinstance(value, list | tuple) else ()
+        if len(steps) != 2 or None in steps or not 0 <= steps[0] <= steps[1]:
             self._refuse(
                 f"{name}={value!r} is not two integers 0 <= first <= last", "say when the bound starts and ends to relax"
             )
@@ -155,4 +158,5 @@ def _ramp(step: int, steps: tuple[int, int] | None) -> float:
     """From 0 at the first of ``steps`` to 1 at the last; 1 without any."""
     if steps is None or step >= steps[1]:
         return 1.0
-    return max(step - steps[0], 0) / (steps[1] - steps[0])
+    first, last = steps
+    return (step - first) / (last - first) if step > first else 0.0

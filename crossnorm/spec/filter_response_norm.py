@@ -6,14 +6,14 @@ from ._base import ArraySpec, NormSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FilterResponseNormSpec(NormSpec):
-    """Filter response normalization with a thresholded linear unit: each channel of each sample divided by its own root mean
-    square, then cut off from below at a learned threshold.
+    """Filter response normalization: each channel of each sample is divided by its own root mean square, then thresholded.
 
     Formula, over the p positions of one channel of one sample::
 
         square[b, c] = sum(x[b, c, :] ** 2) / p
-        z            = scale[c] * x / sqrt(square[b, c] + eps + |learned_eps|) + offset[c]
-        y            = max(z, threshold)                  (y = z without a threshold)
+        xhat         = x / sqrt(square[b, c] + eps + |learned_eps|)
+        z            = scale[c] * xhat + offset[c]
+        y            = max(z, threshold)               (y = z without a threshold)
 
     | symbol        | shape                               | meaning                                                   |
     |---------------|-------------------------------------|-----------------------------------------------------------|

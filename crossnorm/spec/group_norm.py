@@ -10,9 +10,11 @@ class GroupNormSpec(NormSpec):
 
     Formula, with ``g = c // (channels // groups)`` the group of channel c::
 
-        mean[b, g]     = average of x[b, c, :] over the channels c of group g and all positions
+        mean[b, g]     = average of x[b, c, :] over all positions and
+                         the channels c of group g
         variance[b, g] = average of (x[b, c, :] - mean[b, g]) ** 2 over the same
-        y[b, c, :]     = scale[c] * (x[b, c, :] - mean[b, g]) / sqrt(variance[b, g] + eps) + offset[c]
+        xhat[b, c, :]  = (x[b, c, :] - mean[b, g]) / sqrt(variance[b, g] + eps)
+        y[b, c, :]     = scale[c] * xhat[b, c, :] + offset[c]
 
     | symbol         | shape                        | meaning                                   |
     |----------------|------------------------------|-------------------------------------------|

@@ -12,7 +12,8 @@ class InstanceNormSpec(NormSpec):
 
         mean[b, c]     = sum(x[b, c, :]) / p
         variance[b, c] = sum((x[b, c, :] - mean[b, c]) ** 2) / p
-        y              = scale[c] * (x - mean[b, c]) / sqrt(variance[b, c] + eps) + offset[c]
+        xhat           = (x - mean[b, c]) / sqrt(variance[b, c] + eps)
+        y              = scale[c] * xhat + offset[c]
 
     With ``tracked=True`` a mode without batch statistics uses ``running_mean[c]`` and ``running_variance[c]`` instead, so
     that inference is one affine map per channel.

@@ -13,14 +13,18 @@ class SwitchableNormSpec(NormSpec):
         mean_in[b, c]     = sum(x[b, c, :]) / p
         variance_in[b, c] = sum((x[b, c, :] - mean_in[b, c]) ** 2) / p
         mean_ln[b]        = average over c of mean_in[b, c]
-        variance_ln[b]    = average over c of (variance_in[b, c] + (mean_in[b, c] - mean_ln[b]) ** 2)
+        variance_ln[b]    = average over c of
+                            variance_in[b, c] + (mean_in[b, c] - mean_ln[b]) ** 2
         mean_bn[c]        = average over b of mean_in[b, c]
-        variance_bn[c]    = average over b of (variance_in[b, c] + (mean_in[b, c] - mean_bn[c]) ** 2)
+        variance_bn[c]    = average over b of
+                            variance_in[b, c] + (mean_in[b, c] - mean_bn[c]) ** 2
 
-        w        = softmax(mean_logits)                   v        = softmax(variance_logits)
+        w        = softmax(mean_logits)
+        v        = softmax(variance_logits)
         mean     = sum over k in (in, ln, bn) of w[k] * mean_k
         variance = sum over k in (in, ln, bn) of v[k] * variance_k
-        y        = scale[c] * (x - mean[b, c]) / sqrt(variance[b, c] + eps) + offset[c]
+        xhat     = (x - mean[b, c]) / sqrt(variance[b, c] + eps)
+        y        = scale[c] * xhat + offset[c]
 
     Without batch statistics ``running_mean`` and ``running_variance`` take the place of ``mean_bn`` and ``variance_bn``; the
     others always come from the sample at hand.

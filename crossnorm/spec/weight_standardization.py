@@ -61,6 +61,7 @@ class WeightStandardizationSpec(WeightSpec):
         WeightSpec.__post_init__(self)
         if isinstance(self.ddof, bool) or self.ddof not in (0, 1):
             self._refuse(f"ddof={self.ddof!r} is not 0 or 1", "choose the biased or the unbiased variance")
+        self._set("ddof", int(self.ddof))
         self._choice("eps_place", ("variance", "deviation", "maximum"))
         self._set("gain", self._number("gain", self.gain))
         if not (math.isfinite(self.gain) and self.gain > 0):
