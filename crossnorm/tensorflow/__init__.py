@@ -17,6 +17,7 @@ from ._layer import layer as layer
 from ._requirements import FrameworkError as FrameworkError
 from .batch_norm import BatchNormalization as BatchNormalization
 from .batch_renorm import BatchRenormalization as BatchRenormalization
+from .filter_response_norm import FilterResponseNormalization as FilterResponseNormalization
 from .group_norm import GroupNormalization as GroupNormalization
 from .instance_norm import InstanceNormalization as InstanceNormalization
 from .layer_norm import LayerNormalization as LayerNormalization

@@ -1,8 +1,9 @@
-"""The two computations behind the five methods, each with its own gradient.
+"""The computations behind the normalizations of activations, each with its own gradient.
 
-`standardize_channels` serves batch, group and instance normalization, `standardize_rows` layer and RMS normalization.
-Both compute in the dtype of ``x``, float32 or float64. The gradients are written out because automatic ones read and write
-the tensor about twice as often; they are made of differentiable operations themselves, so that they can be nested.
+`standardize_channels` serves batch, group and instance normalization and batch renormalization, `standardize_rows` layer and
+RMS normalization, `threshold_channels` filter response normalization. All compute in the dtype of ``x``, float32 or float64.
+The gradients are written out because automatic ones read and write the tensor about twice as often; they are made of
+differentiable operations themselves, so that they can be nested.
 
 Sums down columns are products with ones where every device is a processor: TensorFlow's own reduction over a leading axis is
 three times slower there. On an accelerator a product may be rounded to fewer bits, so it is a plain reduction.
@@ -226,6 +227,63 @@ def affine_channels(
         return x * s + (beta - mean * s), gradient
 
     return compute(x, gamma, beta)
+
+
+def threshold_channels(
+    x: tf.Tensor,
+    scale: tf.Tensor | None,
+    offset: tf.Tensor | None,
+    eps: float,
+    learned_eps: tf.Tensor | None,
+    threshold: tf.Tensor | None,
+) -> tf.Tensor:
+    """Divide each channel of a channel view by its root mean square, scale and shift it, and cut it off below a threshold.
+
+    ``learned_eps`` is one number or one per channel; ``threshold`` can be laid on the view. With ``q`` the mean square,
+    ``r = 1 / sqrt(q + eps + |learned_eps|)`` and ``xhat = x r``::
+
+        y  = max(z, threshold)          with z = scale xhat + offset
+        dz = dy where z >= threshold, else 0; the rest of dy is the threshold's
+        dx = r (g - xhat mean(g xhat))  with g = scale dz
+    """
+    channels = x.shape[2]
+    shape = [1, 1, channels, 1]
+    count = tf.cast(tf.maximum(values_per_channel(x), 1), x.dtype)
+    gamma = tf.ones(shape, x.dtype) if scale is None else tf.reshape(scale, shape)
+    beta = tf.zeros(shape, x.dtype) if offset is None else tf.reshape(offset, shape)
+    more = tf.zeros(shape, x.dtype) if learned_eps is None else tf.broadcast_to(tf.reshape(learned_eps, [1, 1, -1, 1]), shape)
+
+    @tf.custom_gradient
+    def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, more: tf.Tensor, *tau: tf.Tensor):
+        r = tf.math.rsqrt(_channel_sums(x * x) / count + eps + tf.abs(more))
+        s = r * gamma
+        z = x * s + beta
+
+        def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            dz, dtau = dy, ()
+            if tau:
+                # A number that is none is not below anything, so its gradient shows it.
+                below, nothing = z < tau[0], tf.zeros((), dy.dtype)
+                dz, dtau = tf.where(below, nothing, dy), (_sums_like(tau[0], tf.where(below, dy, nothing)),)
+            dbeta = _channel_sums(dz)
+            dgamma = r * _channel_sums(dz * x)
+            mean_gx = gamma * dgamma / count
+            dx = dz * s - x * (r * mean_gx * r)
+            dmore = r * (r * (gamma * dgamma)) * (-0.5 * tf.sign(more))
+            return dx, _over_instances(dgamma), _over_instances(dbeta), _over_instances(dmore), *dtau
+
+        return tf.maximum(z, tau[0]) if tau else z, gradient
+
+    return compute(x, gamma, beta, more, *(() if threshold is None else (threshold,)))
+
+
+def _sums_like(parameter: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """The sums of a channel view over what a parameter of one entry per channel, or per position, is repeated along."""
+    _, before, channels, after = parameter.shape
+    if before == after == 1:
+        return _over_instances(_channel_sums(values))
+    sums = _column_sums(tf.reshape(values, [1, _sizes(values)[0], before * channels * after]))
+    return tf.reshape(sums, parameter.shape)
 
 
 def standardize_rows(

@@ -17,6 +17,8 @@ Tensor = tf.Tensor
 _ATTRIBUTES = {
     "scale": "gamma",
     "offset": "beta",
+    "learned_eps": "learned_epsilon",
+    "threshold": "tau",
     "running_mean": "moving_mean",
     "running_variance": "moving_variance",
     "running_standard_deviation": "moving_stddev",
@@ -245,7 +247,7 @@ class SpecLayer:
     def _find(self, axes: int | Sequence[int], input_shape: Sequence[int | None]) -> tuple[int, ...]:
         """The sizes of ``axes``, which must be known and as promised; checks every attribute on the way."""
         who = type(self).__name__
-        sizes = tuple(input_shape[axis] for axis in resolve_axes(axes, len(input_shape), who))
+        sizes = self._sizes(axes, input_shape)
         if None in sizes:
             raise CallError(f"{who}: axis={axes!r} of an input of shape {tuple(input_shape)} is unknown; give it a size")
         if self._promised not in (None, sizes):
@@ -256,6 +258,10 @@ class SpecLayer:
         self._spec(sizes)
         self._found = sizes
         return sizes
+
+    def _sizes(self, axes: int | Sequence[int], input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """What the specification is to know of the input's shape."""
+        return tuple(input_shape[axis] for axis in resolve_axes(axes, len(input_shape), type(self).__name__))
 
     def _add_gamma_and_beta(self, shape: tuple[int, ...], scale: bool, center: bool) -> None:
         self.gamma = self._add_parameter("gamma", shape) if scale else None

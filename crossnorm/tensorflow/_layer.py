@@ -12,6 +12,7 @@ from crossnorm.spec._axes import integer
 from ._base import ArgumentTypeError, ChannelLayer, SpecLayer
 from .batch_norm import BatchNormalization
 from .batch_renorm import BatchRenormalization
+from .filter_response_norm import FilterResponseNormalization
 from .group_norm import GroupNormalization
 from .instance_norm import InstanceNormalization
 from .layer_norm import LayerNormalization
@@ -26,6 +27,7 @@ _LAYERS: dict[str, type[SpecLayer]] = {
         GroupNormalization,
         InstanceNormalization,
         RMSNormalization,
+        FilterResponseNormalization,
     )
 }
 

@@ -1,12 +1,12 @@
 """The pure functions: ``(spec, x, parameters, state, mode, *, axis) -> (y, new_state)``, the same for every method.
 
-``parameters`` holds "scale" and "offset", as far as the specification has them; ``state`` holds "running_mean",
-"running_variance" and "batches_tracked"; other names or shapes are refused. `batch_norm` also takes a mask. They
-mirror ``crossnorm.reference.forward``, and the layers are built on them.
+``parameters`` and ``state`` hold the arrays that the specification names; other names or shapes are refused. `batch_norm`
+and `batch_renorm` also take a mask. They mirror ``crossnorm.reference.forward``, and the layers are built on them.
 """
 
 from .batch_norm import batch_norm as batch_norm
 from .batch_renorm import batch_renorm as batch_renorm
+from .filter_response_norm import filter_response_norm as filter_response_norm
 from .group_norm import group_norm as group_norm
 from .instance_norm import instance_norm as instance_norm
 from .layer_norm import layer_norm as layer_norm
