@@ -42,7 +42,7 @@ class SpectralNormSpec(WeightSpec):
         - ``stored="u"``: where no iteration gives v, ``v = unit(W' u)``. Not with ``"u_first"``, which starts from v.
         - ``u`` starts as a normal random vector of norm 1, then ``warm_up`` iterations on the weight at hand follow, so that
           inference is right before any training; v is ``unit(W' u)`` before the first of them.
-        - sigma = 0 counts as 1: a weight of zeros stays zero, with a finite gradient.
+        - sigma = 0 counts as 1, a constant: a weight of zeros stays zero, with a finite gradient.
         - A weight of one dimension is a matrix with one column.
 
     Raises

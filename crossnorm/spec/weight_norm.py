@@ -32,7 +32,7 @@ class WeightNormSpec(WeightSpec):
           ``"data"``: from a first batch, as the paper's section 3 has it. There the layer's outputs ``t`` with ``scale = 1``
           and no bias are standardised for each row: ``scale = 1 / deviation(t)``, ``bias = -mean(t) / deviation(t)``, the
           biased deviation over batch and positions; one of 0 counts as 1. Until then it is ``"norm"``.
-        - A norm of 0 counts as 1: a weight of zeros stays zero, with a finite gradient.
+        - A norm of 0 counts as 1, a constant: a weight of zeros stays zero, with a finite gradient.
         - ``scale=False``: the effective weight has rows of norm 1.
 
     Raises

@@ -35,7 +35,8 @@ class WeightStandardizationSpec(WeightSpec):
     Conventions
         - ``ddof`` is what the divisor of the variance lacks: 0 or 1.
         - ``gain`` is the constant that makes up for the activation function: ``sqrt(2 / (1 - 1 / pi))`` for ReLU.
-        - A row of one number, or of equal numbers, has an effective weight of 0. The variance's derivative counts as 0 there.
+        - A row of one number, or of equal numbers, has an effective weight of 0. The variance's derivative counts as 0 there,
+          a denominator of 0 as 1.
 
     Raises
         SpecError: a field breaks its rule.
