@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from crossnorm.spec import Mode, SwitchableNormSpec
 
+from . import _instances as instances
 from ._base import (
     ArgumentError,
     InputError,
     Layer,
     affine,
-    as_channels_last,
     blend,
     built,
     channels_last,
@@ -38,57 +38,101 @@ PARAMETERS = {"scale": "weight", "offset": "bias", "mean_logits": "mean_weight",
 STATE = {"running_mean": "running_mean", "running_variance": "running_var", "batches_tracked": "num_batches_tracked"}
 
 
+class Arrays(NamedTuple):
+    """What comes with the input. The running statistics, if given, take the place of the batch's."""
+
+    scale: Tensor | None
+    offset: Tensor | None
+    mean_logits: Tensor
+    variance_logits: Tensor
+    running_mean: Tensor | None
+    running_variance: Tensor | None
+
+
 class Rule(NamedTuple):
-    """The specification's fields that decide how statistics are mixed, in a form that TorchScript takes."""
+    """The specification's fields that the arithmetic asks for."""
 
     use_instance: bool
     variance: str
     eps: float
+    momentum: float | None
+    pooled: bool
 
 
-def normalize(
-    x: Tensor,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    mean_logits: Tensor,
-    variance_logits: Tensor,
-    running_mean: Tensor | None,
-    running_variance: Tensor | None,
-    rule: Rule,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardise ``x`` with the mixture; also the mean and biased variance of each instance, (batch, channel), detached.
+class Statistics(NamedTuple):
+    """Of each instance, one channel of one sample with ``count`` values: arrays (batch, channel).
 
-    ``running_mean`` and ``running_variance``, if given, take the place of the batch's. The native kernels do the passes over
-    ``x`` where they are sound and nobody asks for more than a backward pass; elsewhere plain differentiable steps do.
+    ``mean`` is a constant close to the mean, ``rest`` is what it lacks: differences of means keep their digits.
     """
-    shaped = x.unsqueeze(2) if x.dim() == 2 else x
+
+    mean: Tensor
+    rest: Tensor
+    variance: Tensor
+    count: int
+
+
+def normalize(x: Tensor, arrays: Arrays, rule: Rule) -> tuple[Tensor, Statistics]:
+    """Standardise ``x`` with the mixture; also the detached statistics of its instances.
+
+    The native kernels do the passes over ``x`` unless somebody asks for more than a backward pass, or few values decide;
+    plain differentiable steps do then.
+    """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks at this condition alone)
         if x.numel() and not (few(positions(x)) or watched(x) or transformed()):
-            return _Switchable.apply(x, scale, offset, mean_logits, variance_logits, running_mean, running_variance, rule)
-    y, mean, variance = _plain(shaped, scale, offset, mean_logits, variance_logits, running_mean, running_variance, rule)
-    return y.reshape(x.shape), mean.detach(), variance.detach()
+            y, *found = _Switchable.apply(x, *arrays, rule)
+            return y, Statistics(*found, positions(x))
+    y, (mean, rest, variance, count) = _plain(x.unsqueeze(2) if x.dim() == 2 else x, arrays, rule)
+    return y.reshape(x.shape), Statistics(mean, rest.detach(), variance.detach(), count)
 
 
-def _plain(
-    x: Tensor,
-    scale: Tensor | None,
-    offset: Tensor | None,
-    mean_logits: Tensor,
-    variance_logits: Tensor,
-    running_mean: Tensor | None,
-    running_variance: Tensor | None,
-    rule: Rule,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _plain(x: Tensor, arrays: Arrays, rule: Rule) -> tuple[Tensor, Statistics]:
     """A detached mean is taken away first: no derivative depends on it, and what is left is small, so that sums are exact."""
-    axes, count = list(range(2, x.dim())), positions(x)
+    axes = list(range(2, x.dim()))
     pilot = _average(x.detach().to(wide(x)), axes)
     centred = x - pilot
     rest = _average(centred, axes)
-    centred = centred - rest
-    mean, variance = (pilot + rest).flatten(1), _average(centred.square(), axes).flatten(1)
-    shift, rstd = mixture(mean, variance, mean_logits, variance_logits, running_mean, running_variance, count, rule)
+    variance = _average((centred - rest).square(), axes)
+    statistics = Statistics(pilot.flatten(1), rest.flatten(1), variance.flatten(1), positions(x))
+    shift, rstd = mixture(statistics, arrays, rule)
     xhat = (centred - shift.reshape(pilot.shape)) * rstd.reshape(pilot.shape)
-    return affine(xhat, per_channel(scale, x.dim()), per_channel(offset, x.dim())).to(x.dtype), mean, variance
+    y = affine(xhat, per_channel(arrays.scale, x.dim()), per_channel(arrays.offset, x.dim()))
+    return y.to(x.dtype), statistics
+
+
+def mixture(statistics: Statistics, arrays: Arrays, rule: Rule) -> tuple[Tensor, Tensor]:
+    """The mixed mean's distance from ``statistics.mean``, and ``1 / sqrt(mixed variance + eps)``, each (batch, channel).
+
+    As the weights add up to 1, the mixed mean is the instance's plus weighted distances to the others.
+    """
+    mean, rest, variance, count = statistics
+    mean_weights = arrays.mean_logits.to(rest.dtype).softmax(0)
+    variance_weights = arrays.variance_logits.to(rest.dtype).softmax(0)
+    layer = 1 if rule.use_instance else 0
+    distance, layer_variance = _derived(statistics, 1, rule.variance)
+    shift = rest + mean_weights[layer] * distance
+    mixed = variance_weights[layer] * layer_variance.expand_as(rest)
+    if rule.use_instance:
+        mixed = mixed + variance_weights[0] * (variance if rule.variance == "biased" else _unbiased(variance, count))
+    if arrays.mean_logits.size(0) > layer + 1:
+        running_mean, running_variance = arrays.running_mean, arrays.running_variance
+        if running_mean is not None and running_variance is not None:
+            distance, batch_variance = running_mean - mean - rest, running_variance
+        else:
+            distance, batch_variance = _derived(statistics, 0, rule.variance)
+        shift = shift + mean_weights[layer + 1] * distance
+        mixed = mixed + variance_weights[layer + 1] * batch_variance
+    return shift, reciprocal_root(mixed, rule.eps)
+
+
+def _derived(statistics: Statistics, axis: int, estimator: str) -> tuple[Tensor, Tensor]:
+    """Of all instances along ``axis`` together: the mean as its distance from each instance's, and the variance."""
+    mean, rest, variance, count = statistics
+    relative = mean - mean.narrow(axis, 0, min(mean.size(axis), 1)) + rest
+    distance = _average(relative, [axis]) - relative
+    if estimator == "unbiased_instance":
+        variance = _unbiased(variance, count)
+    variance = _average(variance + distance.square(), [axis])
+    return distance, _unbiased(variance, count * mean.size(axis)) if estimator == "unbiased" else variance
 
 
 def _average(values: Tensor, axes: list[int]) -> Tensor:
@@ -99,169 +143,80 @@ def _average(values: Tensor, axes: list[int]) -> Tensor:
     return values.sum(axes, keepdim=True) / max(count, 1)
 
 
-def mixture(
-    mean: Tensor,
-    variance: Tensor,
-    mean_logits: Tensor,
-    variance_logits: Tensor,
-    running_mean: Tensor | None,
-    running_variance: Tensor | None,
-    count: int,
-    rule: Rule,
-) -> tuple[Tensor, Tensor]:
-    """From the mean and biased variance of each instance, ``count`` values: what to add to the mean, and ``1 / deviation``.
-
-    As the weights add up to 1, the mixed mean is the instance's plus weighted distances to the others: no digits are lost,
-    neither here nor in the gradients of the logits, where the means are large.
-    """
-    mean_weights, variance_weights = mean_logits.to(mean.dtype).softmax(0), variance_logits.to(mean.dtype).softmax(0)
-    layer = 1 if rule.use_instance else 0
-    batch = layer + 1
-    layer_mean, layer_variance = derived(mean, variance, 1, count, rule.variance)
-    shift = mean_weights[layer] * (layer_mean - mean)
-    mixed = variance_weights[layer] * layer_variance
-    if rule.use_instance:
-        mixed = mixed + variance_weights[0] * (variance if rule.variance == "biased" else unbiased(variance, count))
-    if mean_logits.size(0) > batch:
-        if running_mean is not None and running_variance is not None:
-            batch_mean, batch_variance = running_mean.unsqueeze(0), running_variance.unsqueeze(0)
-        else:
-            batch_mean, batch_variance = derived(mean, variance, 0, count, rule.variance)
-        shift = shift + mean_weights[batch] * (batch_mean - mean)
-        mixed = mixed + variance_weights[batch] * batch_variance
-    return shift, reciprocal_root(mixed, rule.eps)
-
-
-def derived(mean: Tensor, variance: Tensor, axis: int, count: int, estimator: str) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the whole from those of its instances along ``axis``, ``count`` values each."""
-    whole = _average(mean, [axis])
-    if estimator == "unbiased_instance":
-        variance = unbiased(variance, count)
-    variance = _average(variance + (mean - whole).square(), [axis])
-    return whole, unbiased(variance, count * mean.size(axis)) if estimator == "unbiased" else variance
-
-
-def unbiased(variance: Tensor, count: int) -> Tensor:
+def _unbiased(variance: Tensor, count: int) -> Tensor:
     return variance * (count / max(count - 1, 1))
 
 
+def updated(
+    running_mean: Tensor, running_variance: Tensor, batches: Tensor, statistics: Statistics, rule: Rule
+) -> tuple[Tensor, Tensor]:
+    """The running statistics after one more batch."""
+    distance, variance = _derived(statistics, 0, rule.variance)
+    mean = statistics.mean[0] + (statistics.rest[0] + distance[0])
+    variance = variance[0]
+    if rule.pooled:
+        momentum = rule.momentum
+        old = batches / (batches + 1) if momentum is None else torch.full_like(batches, 1 - momentum, dtype=mean.dtype)
+        variance = variance + old.to(mean.dtype) * (mean - running_mean).square()
+    new_mean = blend(running_mean, mean, rule.momentum, batches)
+    new_variance = blend(running_variance, variance, rule.momentum, batches)
+    return new_mean.to(running_mean.dtype), new_variance.to(running_variance.dtype)
+
+
 class _Switchable(torch.autograd.Function):
-    """Native kernels for the passes over the tensor, two forward and four backward; between them (batch, channel) arrays.
+    """Few passes over the tensors; between them `mixture`, forward and backward, on (batch, channel) arrays.
 
     A gradient of the gradient goes through the plain steps.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor | None,
-        offset: Tensor | None,
-        mean_logits: Tensor,
-        variance_logits: Tensor,
-        running_mean: Tensor | None,
-        running_variance: Tensor | None,
-        rule: Rule,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        values = _dense(x, channels_last(x))
-        mean, variance = _moments(values)
-        logits_and_state = (mean_logits, variance_logits, running_mean, running_variance)
-        shift, rstd = mixture(mean, variance, *logits_and_state, positions(x), rule)
-        factor = rstd if scale is None else rstd * scale
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        *tensors, rule = arguments
+        arrays, values = Arrays(*tensors), instances.dense(x, channels_last(x))
+        mean, rest, variance = instances.moments(values)
+        shift, rstd = mixture(Statistics(mean, rest, variance, positions(x)), arrays, rule)
+        factor = rstd if arrays.scale is None else rstd * arrays.scale
         constant = -(mean + shift) * factor
-        y = _scaled(values, factor, constant if offset is None else constant + offset)
+        if arrays.offset is not None:
+            constant = constant + arrays.offset
         ctx.rule = rule
-        ctx.save_for_backward(x, scale, offset, *logits_and_state, mean, variance)
-        ctx.mark_non_differentiable(mean, variance)
+        ctx.save_for_backward(x, *arrays, mean, rest, variance)
+        ctx.mark_non_differentiable(mean, rest, variance)
         ctx.set_materialize_grads(False)
-        return y.to(x.dtype), mean, variance
+        y = instances.scaled(values, factor.to(values.dtype), constant.to(values.dtype))
+        return y.to(x.dtype), mean, rest, variance
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        *arguments, mean, variance = ctx.saved_tensors
-        x, scale, offset, *logits_and_state = arguments
-        unneeded = None, None, None  # running statistics and the rule
-        needed = ctx.needs_input_grad[:5]
+        x, *tensors, mean, rest, variance = ctx.saved_tensors
+        arrays, needed = Arrays(*tensors), ctx.needs_input_grad
         if gradient is None:
-            return *(None,) * 5, *unneeded
+            return (None,) * len(needed)
         if torch.is_grad_enabled():
-            y, _, _ = _plain(*arguments, ctx.rule)
-            wanted = [tensor for tensor, need in zip(arguments[:5], needed, strict=True) if need]
+            y, _ = _plain(x, arrays, ctx.rule)
+            wanted = [tensor for tensor, need in zip((x, *arrays, None), needed, strict=True) if need]
             found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
-            return *(next(found) if need else None for need in needed), *unneeded
-        last = channels_last(x)
-        values, upstream = _dense(x, last), _dense(gradient, last)
-        sums, products = _sums(upstream, values, mean)
-        count = positions(x)
+            return tuple(next(found) if need else None for need in needed)
+        last, count = channels_last(x), positions(x)
+        values, upstream = instances.dense(x, last), instances.dense(gradient, last)
+        sums, products = instances.sums(upstream, values, mean)
+        leaves = [tensor.detach().requires_grad_() for tensor in (rest, variance, arrays.mean_logits, arrays.variance_logits)]
         with torch.enable_grad():
-            small = [tensor.detach().requires_grad_() for tensor in (mean, variance, *logits_and_state[:2])]
-            shift, rstd = mixture(*small, *logits_and_state[2:], count, ctx.rule)
-        products = products - sums * shift.detach()  # the sum of gradient * (x - mixed mean)
-        of_rstd = products if scale is None else products * scale
-        factor = rstd.detach() if scale is None else rstd.detach() * scale
-        of_mean = -factor * sums
-        of_shift, of_variance, *of_logits = torch.autograd.grad((shift, rstd), small, (of_mean, of_rstd))
+            copy = arrays._replace(mean_logits=leaves[2], variance_logits=leaves[3])
+            shift, rstd = mixture(Statistics(mean, *leaves[:2], count), copy, ctx.rule)
+        scale = 1.0 if arrays.scale is None else arrays.scale
+        factor = rstd.detach() * scale
+        products = products - sums * shift.detach()  # sums of gradient * (x - mixed mean)
+        of_mean, of_variance, *of_logits = torch.autograd.grad((shift, rstd), leaves, (-factor * sums, products * scale))
         dx = None
         if needed[0]:
             of_x = of_variance * (2 / count)
-            constant = (of_mean + of_shift) / count - of_x * mean
-            dx = _scaled(values, of_x, constant, upstream, factor).to(x.dtype)
-        dscale = (products * rstd.detach()).sum(0).to(scale.dtype) if needed[1] else None
-        doffset = sums.sum(0).to(offset.dtype) if needed[2] else None
-        return dx, dscale, doffset, *of_logits, *unneeded
-
-
-# The passes over a tensor, (batch, channel, *spatial), float32 or wider; everything else here is (batch, channel).
-
-
-def _dense(x: Tensor, last: bool) -> Tensor:
-    x = x.to(wide(x))
-    return as_channels_last(x) if last else x.contiguous()
-
-
-def _instances(x: Tensor) -> Tensor:
-    """Contiguous ``x`` with all instances as channels of one sample: for the kernels of batch normalization."""
-    return x.reshape(1, -1, positions(x))
-
-
-def _spread(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(*values.shape, *[1] * (x.dim() - 2))
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each instance."""
-    if channels_last(x) or x.dtype == torch.float64:
-        axes = list(range(2, x.dim()))
-        mean = x.mean(axes)
-        return mean, (x - _spread(mean, x)).square_().mean(axes)
-    batch, channels = x.shape[:2]
-    # Its output is thrown away, and still no other kernel is as fast.
-    _, mean, rstd = torch.native_group_norm(x, None, None, batch, channels, positions(x), channels, 0.0)
-    return mean, rstd.reciprocal().square()
-
-
-def _scaled(x: Tensor, factor: Tensor, constant: Tensor, other: Tensor | None = None, of_other: Tensor | None = None) -> Tensor:
-    """``x * factor + constant``, and ``+ other * of_other`` if given."""
-    if channels_last(x):
-        y = torch.addcmul(_spread(constant, x), x, _spread(factor, x))
-        return y if other is None else y.addcmul_(other, _spread(of_other, x))
-    one, zero = torch.ones_like(factor).flatten(), torch.zeros_like(factor).flatten()
-    y = torch.batch_norm(_instances(x), factor.flatten(), constant.flatten(), zero, one, False, 0.0, 0.0, False)
-    if other is not None:
-        y += torch.batch_norm(_instances(other), of_other.flatten(), zero, zero, one, False, 0.0, 0.0, False)
-    return y.reshape(x.shape)
-
-
-def _sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Of ``gradient`` and of ``gradient * (x - mean)``, over each instance."""
-    if channels_last(x):
-        axes = list(range(2, x.dim()))
-        return gradient.sum(axes), (x - _spread(mean, x)).mul_(gradient).sum(axes)
-    _, products, sums = torch.ops.aten.native_batch_norm_backward(
-        _instances(gradient), _instances(x), None, mean.flatten(), torch.ones_like(mean).flatten(), None, None, False, 0.0,
-        [False, True, True],
-    )  # fmt: skip
-    return sums.view(mean.shape), products.view(mean.shape)
+            constant = of_mean / count - of_x * (mean + rest)
+            of_x, factor, constant = (array.to(values.dtype) for array in (of_x, factor, constant))
+            dx = instances.combined(values, of_x, upstream, factor, constant).to(x.dtype)
+        dscale = (products * rstd.detach()).sum(0).to(arrays.scale.dtype) if needed[1] else None
+        doffset = sums.sum(0).to(arrays.offset.dtype) if needed[2] else None
+        return dx, dscale, doffset, *of_logits, None, None, None
 
 
 @pure
@@ -292,48 +247,15 @@ def switchable_norm(
     (tensor([[[-1.,  1.]]]), {})
     """
     check("switchable_norm", x, spec.channels, parameters["mean_logits"])
-    given = spec.use_batch and not mode.use_batch_statistics
-    y, mean, variance = normalize(
-        x,
-        parameters.get("scale"),
-        parameters.get("offset"),
-        parameters["mean_logits"],
-        parameters["variance_logits"],
-        state["running_mean"] if given else None,
-        state["running_variance"] if given else None,
-        Rule(spec.use_instance, spec.variance, spec.eps),
-    )
+    given = state if spec.use_batch and not mode.use_batch_statistics else {}
+    arrays = Arrays(*(parameters.get(name) for name in PARAMETERS), given.get("running_mean"), given.get("running_variance"))
+    rule = Rule(spec.use_instance, spec.variance, spec.eps, momentum_of(spec.decay), spec.pooled)
+    y, statistics = normalize(x, arrays, rule)
     if not (spec.use_batch and mode.update_running and x.numel()):
         return y, dict(state)
-    running_mean, running_variance, batches = (state[array.name] for array in spec.state)
-    momentum, count = momentum_of(spec.decay), positions(x)
-    running_mean, running_variance = updated(
-        running_mean, running_variance, batches, mean, variance, count, spec.variance, momentum, spec.pooled
-    )
+    running_mean, running_variance, batches = (state[name] for name in STATE)
+    running_mean, running_variance = updated(running_mean, running_variance, batches, statistics, rule)
     return y, {"running_mean": running_mean, "running_variance": running_variance, "batches_tracked": batches + 1}
-
-
-def updated(
-    running_mean: Tensor,
-    running_variance: Tensor,
-    batches: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    count: int,
-    estimator: str,
-    momentum: float | None,
-    pooled: bool,
-) -> tuple[Tensor, Tensor]:
-    """The running statistics after a batch whose instances, ``count`` values each, have this mean and biased variance."""
-    batch_mean, batch_variance = derived(mean, variance, 0, count, estimator)
-    batch_mean, batch_variance = batch_mean.squeeze(0), batch_variance.squeeze(0)
-    moved = blend(running_mean, batch_mean, momentum, batches)
-    if pooled:
-        distance = (batch_mean - running_mean).square()
-        old = distance * (1 - momentum) if momentum is not None else distance * (batches / (batches + 1)).to(distance.dtype)
-        batch_variance = batch_variance + old
-    moved_variance = blend(running_variance, batch_variance, momentum, batches)
-    return moved.to(running_mean.dtype), moved_variance.to(running_variance.dtype)
 
 
 def check(who: str, x: Tensor, channels: int, logits: Tensor) -> None:
@@ -474,22 +396,20 @@ class SwitchableNorm(Layer):
             self._check_arrays()
         check("SwitchableNorm", input, self.num_features, self.mean_weight)
         running_mean, running_variance, tracked = self.running_mean, self.running_var, self.num_batches_tracked
-        y, mean, variance = normalize(
-            input,
+        arrays = Arrays(
             self.weight,
             self.bias,
             self.mean_weight,
             self.var_weight,
             None if self.training else running_mean,
             None if self.training else running_variance,
-            Rule(self.use_instance, self.variance, self.eps),
         )
+        rule = Rule(self.use_instance, self.variance, self.eps, self.momentum, self.pooled)
+        y, statistics = normalize(input, arrays, rule)
         if not self.training or running_mean is None or running_variance is None or tracked is None or input.numel() == 0:
             return y
         # Only now, when nothing can fail any more.
-        new_mean, new_variance = updated(
-            running_mean, running_variance, tracked, mean, variance, positions(input), self.variance, self.momentum, self.pooled
-        )
+        new_mean, new_variance = updated(running_mean, running_variance, tracked, statistics, rule)
         running_mean.copy_(new_mean)
         running_variance.copy_(new_variance)
         tracked.add_(1)
