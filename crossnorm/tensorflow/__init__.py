@@ -22,3 +22,7 @@ from .group_norm import GroupNormalization as GroupNormalization
 from .instance_norm import InstanceNormalization as InstanceNormalization
 from .layer_norm import LayerNormalization as LayerNormalization
 from .rms_norm import RMSNormalization as RMSNormalization
+from .spectral_norm import SpectralNormalization as SpectralNormalization
+from .weight_norm import WeightNormalization as WeightNormalization
+from .weight_norm import initialize_from_data as initialize_from_data
+from .weight_standardization import WeightStandardization as WeightStandardization

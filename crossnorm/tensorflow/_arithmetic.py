@@ -52,7 +52,7 @@ def channel_view(x: tf.Tensor, axis: int, instances: bool) -> tf.Tensor:
     )
 
 
-def _products_are_exact() -> bool:
+def products_are_exact() -> bool:
     """Whether a product of matrices keeps all bits: an accelerator may round its factors first."""
     return all(device.device_type == "CPU" for device in tf.config.list_physical_devices())
 
@@ -64,7 +64,7 @@ def _ones_times(x: tf.Tensor) -> tf.Tensor:
 
 def _column_sums(x: tf.Tensor) -> tf.Tensor:
     """The sums over axis 1 of a tensor (instances, positions, channels), kept as an axis of size one."""
-    if not _products_are_exact():
+    if not products_are_exact():
         return tf.reduce_sum(x, axis=1, keepdims=True)
     instances, positions, channels = _sizes(x)
     block = _block(instances, positions, channels)
@@ -262,9 +262,10 @@ def threshold_channels(
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             dz, dtau = dy, ()
             if tau:
-                # A number that is none is not below anything, so its gradient shows it.
-                below, nothing = z < tau[0], tf.zeros((), dy.dtype)
-                dz, dtau = tf.where(below, nothing, dy), (_sums_like(tau[0], tf.where(below, dy, nothing)),)
+                # A choice by product takes half the time of a choice by condition, and this one is 0 whatever stands there.
+                # What is no number is not below the threshold, so that its gradient shows it.
+                dz = tf.math.multiply_no_nan(dy, tf.cast(~(z < tau[0]), dy.dtype))
+                dtau = (_sums_like(tau[0], dy - dz),)
             dbeta = _channel_sums(dz)
             dgamma = r * _channel_sums(dz * x)
             mean_gx = gamma * dgamma / count
@@ -323,7 +324,7 @@ def standardize_rows(
         return values if scale is None else values * parameters[0]
 
     def scaled_average(values: tf.Tensor, parameters: Sequence[tf.Tensor]) -> tf.Tensor:
-        if flat and scale is not None and _products_are_exact():
+        if flat and scale is not None and products_are_exact():
             return tf.matmul(values, parameters[0], transpose_b=True) / count
         return average(scaled(values, parameters))
 
