@@ -33,7 +33,8 @@ class Mode:
     | torch ``track_running_stats=False``                 | True                 | False          |
     | Keras ``trainable=False`` (parameters constant too) | False                | False          |
 
-    A method without running statistics ignores the mode.
+    A method without state ignores the mode. Spectral normalization iterates where batch statistics are used, and stores what it
+    found where the state is updated.
     """
 
     use_batch_statistics: bool
