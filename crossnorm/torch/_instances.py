@@ -23,18 +23,17 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Such digits are for differences between instances. They come from short runs of positions, whose errors average out.
     """
-    last = channels_last(x)
-    if last or x.dtype == torch.float64:
+    if channels_last(x) or x.dtype == torch.float64:
         mean = x.mean(list(range(2, x.dim())))
         centred = x - _spread(mean, x)
-        rest = _fine(_runs(centred, last).mean(3)).mean(2)
-        variance = _fine(_runs(centred.square_(), last).mean(3)).mean(2)
-        return mean, rest, variance - rest.square()
-    runs = _runs(x, last)
-    batch, channels, count, length = runs.shape
+        rest = _mean(centred)
+        return mean, rest, _mean(centred.square_()) - rest.square()
+    batch, channels, count = x.size(0), x.size(1), positions(x)
+    runs = count // _length(count)
     # Group norm's output is thrown away, and still no other kernel that finds both is as fast.
-    found = torch.native_group_norm(runs, None, None, batch, channels * count, length, channels * count, 0.0)
-    means, deviations = (_fine(part).reshape(batch, channels, count) for part in (found[1], found[2].reciprocal()))
+    groups = channels * runs
+    found = torch.native_group_norm(x.view(batch, groups, -1), None, None, batch, groups, count // runs, groups, 0.0)
+    means, deviations = (_fine(part).reshape(batch, channels, runs) for part in (found[1], found[2].reciprocal()))
     whole = means.mean(2)
     mean = whole.to(x.dtype)
     return mean, whole - mean, (deviations.square() + (means - whole[..., None]).square()).mean(2)
@@ -79,13 +78,12 @@ def _channels(x: Tensor) -> Tensor:
     return x.reshape(1, -1, positions(x))
 
 
-def _runs(x: Tensor, last: bool) -> Tensor:
-    """(batch, channel, run, place in the run)."""
-    batch, channels, count = x.size(0), x.size(1), positions(x)
-    length = _length(count)
-    if last:
-        return x.movedim(1, -1).reshape(batch, count // length, length, channels).movedim(-1, 1)
-    return x.reshape(batch, channels, count // length, length)
+def _mean(x: Tensor) -> Tensor:
+    """Of each instance, with the digits that its runs have."""
+    batch, channels, length = x.size(0), x.size(1), _length(positions(x))
+    if channels_last(x):
+        return _fine(x.movedim(1, -1).reshape(batch, -1, length, channels).mean(2)).mean(1)
+    return _fine(x.reshape(batch, channels, -1, length).mean(3)).mean(2)
 
 
 @cache
