@@ -133,9 +133,14 @@ def test_gradient_of_a_standardized_row_of_equal_numbers(place, eps):
     """The variance counts as constant: g less its mean, over the denominator; a denominator of 0 counts as 1."""
     spec = crossnorm.WeightStandardizationSpec(shape=(1, 3), eps=eps, eps_place=place, ddof=1)
     denominator = {"variance": np.sqrt(eps), "deviation": eps, "maximum": np.sqrt(eps / 3)}[place] or 1
+    upstream = np.array([[1.0, 2.0, 6.0]])
     for equal in (0.1, 0.0, 1e5):
-        got = reference.backward(spec, np.full((1, 3), equal), {}, {}, TRAIN, np.array([[1.0, 2.0, 6.0]]))["x"]
-        np.testing.assert_allclose(got.value, np.array([[-2, -1, 3]]) / denominator, rtol=1e-15)
+        weight = np.full((1, 3), equal)
+        want = np.array([[-2, -1, 3]]) / denominator
+        got = reference.backward(spec, weight, {}, {}, TRAIN, upstream)["x"]
+        np.testing.assert_allclose(got.value, want, rtol=1e-15)
+        stepped = complex_step(lambda w: np.sum(upstream * reference.forward(spec, w, {}, {}, TRAIN).y.value), weight)
+        np.testing.assert_allclose(np.float64(stepped), want, rtol=1e-15)
 
 
 def test_gradient_of_a_weight_of_zeros():
