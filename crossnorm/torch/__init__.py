@@ -27,6 +27,9 @@ from ._base import TorchMissing as TorchMissing
 from .batch_norm import BatchNorm1d as BatchNorm1d
 from .batch_norm import BatchNorm2d as BatchNorm2d
 from .batch_norm import BatchNorm3d as BatchNorm3d
+from .batch_renorm import BatchRenorm1d as BatchRenorm1d
+from .batch_renorm import BatchRenorm2d as BatchRenorm2d
+from .batch_renorm import BatchRenorm3d as BatchRenorm3d
 from .group_norm import GroupNorm as GroupNorm
 from .instance_norm import InstanceNorm1d as InstanceNorm1d
 from .instance_norm import InstanceNorm2d as InstanceNorm2d
@@ -44,6 +47,7 @@ _LAYERS: dict[str, Any] = {
     "group_norm": GroupNorm,
     "instance_norm": {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d},
     "rms_norm": RMSNorm,
+    "batch_renorm": {1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d},
     "switchable_norm": {1: SwitchableNorm1d, 2: SwitchableNorm2d, 3: SwitchableNorm3d},
 }
 

@@ -246,7 +246,7 @@ def per_channel(values: Tensor | None, rank: int) -> Tensor | None:
 def standardize(
     x: Tensor, scale: Tensor | None, offset: Tensor | None, axes: list[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``scale * (x - mean) / sqrt(variance + eps) + offset``, mean and variance over ``axes``, in plain differentiable steps."""
+    """Output, mean and biased variance over ``axes``, in plain differentiable steps."""
     xhat, mean, variance = standardized(x, axes, eps)
     return affine(xhat, scale, offset).to(x.dtype), mean, variance
 

@@ -4,6 +4,7 @@ They do what the layers do, without a layer: nothing is stored and nothing is mu
 """
 
 from .batch_norm import batch_norm as batch_norm
+from .batch_renorm import batch_renorm as batch_renorm
 from .group_norm import group_norm as group_norm
 from .instance_norm import instance_norm as instance_norm
 from .layer_norm import layer_norm as layer_norm

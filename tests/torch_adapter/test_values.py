@@ -13,6 +13,7 @@ from crossnorm.spec import (
     INFERENCE,
     TRAIN,
     BatchNormSpec,
+    BatchRenormSpec,
     GroupNormSpec,
     InstanceNormSpec,
     LayerNormSpec,
@@ -51,6 +52,17 @@ def specs() -> Iterator[tuple[NormSpec, tuple[int, ...], Mode]]:
     yield LayerNormSpec(shape=(6, 5), subtract_mean=False), (4, 6, 5), TRAIN
     yield RMSNormSpec(shape=(96,), eps=1e-6), (16, 96), TRAIN
     yield RMSNormSpec(shape=(6, 5), scale=False), (4, 6, 5), TRAIN
+    relaxing = {"r_max_steps": (1, 5), "d_max_steps": (0, 4)}  # the harness sets the counter to 3
+    unbounded = {"r_max": None, "r_max_steps": None, "d_max": None, "d_max_steps": None}
+    yield BatchRenormSpec(channels=6, eps=1e-3, decay=0.9, **relaxing), (3, 6, 8, 7), TRAIN
+    yield BatchRenormSpec(channels=6, decay=0.7, running_quantity="biased_variance", **relaxing), (16, 6, 28, 28), TRAIN
+    yield BatchRenormSpec(channels=6, running_quantity="unbiased_variance", renorm_decay=0.6, **unbounded), (4, 6, 5), TRAIN
+    yield BatchRenormSpec(channels=6, eps=1e-3, renorm_decay=0.9, **unbounded), (3, 6, 8, 7), TRAIN
+    yield BatchRenormSpec(channels=4, decay=None, scale=False, r_min=0.5, **relaxing), (2, 4, 3, 4, 5), TRAIN
+    yield BatchRenormSpec(channels=3, offset=False, single_value="zero", **relaxing), (1, 3, 1), TRAIN
+    yield BatchRenormSpec(channels=6, running_quantity="unbiased_variance"), (4, 6, 5, 5), TRAIN
+    yield BatchRenormSpec(channels=6), (3, 6, 8, 7), INFERENCE
+    yield BatchRenormSpec(channels=6, renorm_decay=0.9, scale=False), (3, 6, 8, 7), INFERENCE
 
 
 def describe(value: Any) -> str:
@@ -102,9 +114,10 @@ def worst_units(spec: NormSpec, shape: tuple[int, ...], mode: Mode, dtype: str, 
     for array in spec.parameters:
         arrays[array.name] = rounding.round_to(random.uniform(0.5, 2, array.shape), wide)
     for array in spec.state:
-        statistic = (
-            x.astype(np.float64).mean(others) if array.name == "running_mean" else x.astype(np.float64).var(others) + 0.1
-        )
+        wider = x.astype(np.float64)
+        statistic = wider.mean(others) if array.name.endswith("_mean") else wider.var(others) + 0.1
+        if array.name.endswith("_standard_deviation"):
+            statistic = np.sqrt(statistic)
         arrays[array.name] = rounding.round_to(statistic * random.uniform(0.5, 1.5), wide)
     dtypes = {name: dtype if name in ("x", "upstream") else wide for name in arrays if name != "batches_tracked"}
     if spec.state:
@@ -119,12 +132,13 @@ def worst_units(spec: NormSpec, shape: tuple[int, ...], mode: Mode, dtype: str, 
 
     in_oracle = {name: v if name == "batches_tracked" else v.astype(oracle) for name, v in arrays.items()}
     stored = dict.fromkeys(("y", "d_x"), dtype)
-    names = ("d_scale", "d_offset", "running_mean", "running_variance", "batches_tracked")
+    names = [f"d_{array.name}" for array in spec.parameters] + [array.name for array in spec.state]
     exact, units = rounding.unit(evaluate, in_oracle, dtypes, stored | dict.fromkeys(names, wide), seed=1)
 
     layer = ours.layer(spec, rank=max(len(shape) - 2, 1), dtype=DTYPES[wide]).train(mode.use_batch_statistics)
     weights = {"scale": "weight", "offset": "bias", "running_mean": "running_mean", "running_variance": "running_var",
-               "batches_tracked": "num_batches_tracked"}  # fmt: skip
+               "running_standard_deviation": "running_std", "renorm_mean": "renorm_mean", "renorm_variance": "renorm_var",
+               "renorm_standard_deviation": "renorm_std", "batches_tracked": "num_batches_tracked"}  # fmt: skip
     layer.load_state_dict({weights[name]: torch.tensor(arrays[name]) for name in arrays if name in weights}, strict=True)
     tensor = arrange(torch.tensor(x).to(DTYPES[dtype]), layout).requires_grad_()
     y = layer(tensor)
