@@ -76,18 +76,15 @@ def _rows(spec: WeightStandardizationSpec, w: Array) -> _Row:
     if spec.eps_place == "maximum":
         floor = w.real.dtype.type(spec.eps) / spec.columns
         above = variance.real >= floor
-        denominator = np.sqrt(np.where(above, variance, floor))
-        slope = _reciprocal(2 * denominator) * above
-    elif spec.eps_place == "deviation":
+        denominator = _or_one(np.sqrt(np.where(above, variance, floor)))
+        return _Row(centred, denominator, above / (2 * denominator))
+    if spec.eps_place == "deviation":
         deviation = np.sqrt(variance)
-        denominator, slope = deviation + spec.eps, _reciprocal(2 * deviation)
-    else:
-        denominator = np.sqrt(variance + spec.eps)
-        slope = _reciprocal(2 * denominator)
-    return _Row(centred, np.where(denominator == 0, 1, denominator), slope)
+        return _Row(centred, _or_one(deviation + spec.eps), 1 / (2 * _or_one(deviation)))
+    denominator = _or_one(np.sqrt(variance + spec.eps))
+    return _Row(centred, denominator, 1 / (2 * denominator))
 
 
-def _reciprocal(values: Array) -> Array:
-    """1 over each value; 0 for a value of 0."""
-    zero = values == 0
-    return np.where(zero, 0, 1 / np.where(zero, 1, values))
+def _or_one(values: Array) -> Array:
+    """``values``, where one of 0 counts as 1. The slope there does not matter, as it multiplies deviations of 0."""
+    return np.where(values == 0, 1, values)
