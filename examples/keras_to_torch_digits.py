@@ -15,37 +15,28 @@ Run it, under a minute on one core:
 """
 
 import keras
-import numpy as np
-import tensorflow as tf
 import torch
+from _digits import (
+    BATCH,
+    LEARNING_RATE,
+    MOMENTUM,
+    STEPS,
+    digits,
+    in_units,
+    relative,
+    train_in_keras,
+    train_in_torch,
+    units_of,
+)
 from keras import layers
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 
 import crossnorm.tensorflow
 import crossnorm.torch
-from crossnorm.rounding import DRAWS, VERDICT, perturbed
-
-BATCH = 32
-STEPS = 5
-# Keras' optimizers round these to float32, also where the weights are float64, and torch's do not: with 0.9 the losses would
-# agree to eight digits only. Sums of few powers of two are the same in both.
-LEARNING_RATE = 0.0625
-MOMENTUM = 0.875
+from crossnorm.rounding import VERDICT
 
 
 # 1. The source: a Keras network.
-
-
-def digits():
-    """1797 handwritten digits, (8, 8, 1) with values in [0, 1]: training images and labels, validation images and labels."""
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
-    training_images, validation_images, training_labels, validation_labels = train_test_split(
-        images, labels, test_size=0.2, stratify=labels, random_state=0
-    )
-    return training_images, training_labels, validation_images, validation_labels
 
 
 def network(dtype, normalization=crossnorm.tensorflow.BatchNormalization):
@@ -171,24 +162,11 @@ def run_keras(weights, images, labels, dtype):
     """Predictions for all ``images``; the losses of training, one step per batch; running statistics and predictions after."""
     model = network(dtype)
     model.set_weights(weights)
-    images = tf.constant(images, dtype)
-    # Keras: velocity = momentum * velocity - rate * gradient; weight += velocity.
-    optimizer = keras.optimizers.SGD(LEARNING_RATE, MOMENTUM)
-    results = {"first predictions": model(images, training=False).numpy()}
-    losses = []
-    for first in range(0, STEPS * BATCH, BATCH):
-        batch = slice(first, first + BATCH)
-        with tf.GradientTape() as tape:
-            logits = model(images[batch], training=True)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels[batch], logits))
-        optimizer.apply(tape.gradient(loss, model.trainable_weights), model.trainable_weights)
-        losses.append(loss.numpy())
-    results["losses"] = np.array(losses)
+    results = train_in_keras(model, images.astype(dtype), labels)
     normalizations = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     for number, layer in enumerate(normalizations, 1):
         results[f"running mean {number}"] = layer.moving_mean.numpy()
         results[f"running variance {number}"] = layer.moving_variance.numpy()
-    results["last predictions"] = model(images, training=False).numpy()
     return results
 
 
@@ -197,60 +175,12 @@ def run_torch(weights, images, labels, dtype, normalization=crossnorm.torch.laye
     source = network(dtype)
     source.set_weights(weights)
     model = to_torch(source, normalization)
-    images = torch.tensor(images.transpose(0, 3, 1, 2), dtype=getattr(torch, dtype))
-    labels = torch.tensor(labels)
-    # torch: velocity = momentum * velocity + gradient; weight -= rate * velocity. The same as long as the rate is constant.
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM)
-    with torch.no_grad():
-        results = {"first predictions": model.eval()(images).numpy()}
-    model.train()
-    losses = []
-    for first in range(0, STEPS * BATCH, BATCH):
-        batch = slice(first, first + BATCH)
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    results["losses"] = np.array(losses)
+    results = train_in_torch(model, images.astype(dtype), labels)
     normalizations = [module for module in model if hasattr(module, "running_var")]
     for number, module in enumerate(normalizations, 1):
         results[f"running mean {number}"] = module.running_mean.numpy()
         results[f"running variance {number}"] = module.running_var.numpy()
-    with torch.no_grad():
-        results["last predictions"] = model.eval()(images).numpy()
     return results
-
-
-# 4. How large may a difference be? The unit of a model.
-
-
-def units_of(run, weights, images, labels):
-    """The unit of every result of ``run``: its largest change when weights and inputs move by one rounding of float32.
-
-    There is no exact answer for a whole network, and training amplifies every difference. So the yardstick is the framework's
-    own run in float64, repeated with each weight and each pixel multiplied by 1 + 2^-24 or 1 - 2^-24 at random.
-    """
-    random = np.random.default_rng(0)
-    weights, images = [weight.astype("float64") for weight in weights], images.astype("float64")
-    exact = run(weights, images, labels, "float64")
-    units = {name: np.zeros_like(values) for name, values in exact.items()}
-    for _ in range(DRAWS):
-        moved_weights = [perturbed(weight, "float32", random) for weight in weights]
-        moved = run(moved_weights, perturbed(images, "float32", random), labels, "float64")
-        units = {name: np.maximum(units[name], np.abs(moved[name] - exact[name])) for name in units}
-    # Some of 1600 predictions hardly move in any draw, by luck; the largest change over all images is no such luck.
-    return exact, {name: unit.max(axis=0) if name.endswith("predictions") else unit for name, unit in units.items()}
-
-
-def in_units(one, other, units):
-    """The largest difference of each result, in its units."""
-    return {name: float(np.max(np.abs(one[name] - other[name]) / units[name])) for name in units}
-
-
-def relative(one, other):
-    """The largest difference of each result, relative to the largest value."""
-    return {name: float(np.max(np.abs(one[name] - other[name])) / np.max(np.abs(other[name]))) for name in other}
 
 
 def main():

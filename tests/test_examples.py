@@ -1,7 +1,9 @@
 """The examples run, and the numbers that they show are as they say."""
 
 import importlib.util
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,7 +18,8 @@ def example(name, *needed):
             pytest.skip(f"{module} is not installed")
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with mock.patch.object(sys, "path", [str(EXAMPLES), *sys.path]):  # as it is for a script
+        spec.loader.exec_module(module)
     return module
 
 
