@@ -62,8 +62,8 @@ def _scale(spec: WeightNormSpec, w: Array, parameters: Mapping[str, Array]) -> A
 
 
 def _denominator(spec: WeightNormSpec, w: Array) -> tuple[Array, Array]:
-    """The denominator, and whether it follows the norm: a floor does not, nor does the 1 that stands for a norm of 0."""
+    """The denominator, and where it follows the norm; a norm of 0 counts as 1."""
     nonzero = (w.real != 0).any(axis=_axes(spec), keepdims=True)
     square = np.where(nonzero, sum_over(w**2, _axes(spec), keepdims=True), 1)
     floored, follows = floored_square(spec, square)
-    return np.sqrt(floored), nonzero & follows
+    return np.sqrt(floored), follows

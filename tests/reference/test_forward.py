@@ -462,11 +462,12 @@ def test_a_row_of_zeros_stays_zero(eps, place):
 
 
 def test_weight_norms_initialization_from_data():
-    # row 0: 0, 2, 4, 6: mean 3, deviation root 5; row 1: equal numbers, whose deviation of 0 counts as 1
-    outputs = np.array([[[0, 2], [0.1, 0.1]], [[4, 6], [0.1, 0.1]], [[3, 3], [0.1, 0.1]]])[:2]
+    # row 0: 0, 6, 0, 6, 3, 3: mean 3, deviation root 6; row 1: equal numbers, whose deviation of 0 counts as 1
+    outputs = np.array([[[0, 6], [0.1, 0.1]], [[0, 6], [0.1, 0.1]], [[3, 3], [0.1, 0.1]]])
+    assert outputs[:, 1].mean() != 0.1  # as floating point has it
     scale, bias = reference.weight_norm.initialize(outputs)
-    np.testing.assert_allclose(scale, [5**-0.5, 1], rtol=1e-15)
-    np.testing.assert_allclose(bias, [-3 * 5**-0.5, -0.1], rtol=1e-15)
+    np.testing.assert_allclose(scale, [6**-0.5, 1], rtol=1e-15)
+    np.testing.assert_allclose(bias, [-3 * 6**-0.5, -0.1], rtol=1e-15)
 
 
 # Running statistics
