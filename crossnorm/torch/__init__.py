@@ -18,6 +18,7 @@ from crossnorm.errors import Unsupported as _Unsupported
 from crossnorm.spec import NormSpec as _NormSpec
 
 from . import _base as _base  # first: it looks for torch
+from . import _weight as _weight
 from . import functional as functional
 from ._base import ArgumentError as ArgumentError
 from ._base import DtypeError as DtypeError
@@ -36,9 +37,16 @@ from .instance_norm import InstanceNorm2d as InstanceNorm2d
 from .instance_norm import InstanceNorm3d as InstanceNorm3d
 from .layer_norm import LayerNorm as LayerNorm
 from .rms_norm import RMSNorm as RMSNorm
+from .spectral_norm import SpectralNorm as SpectralNorm
+from .spectral_norm import spectral_norm as spectral_norm
 from .switchable_norm import SwitchableNorm1d as SwitchableNorm1d
 from .switchable_norm import SwitchableNorm2d as SwitchableNorm2d
 from .switchable_norm import SwitchableNorm3d as SwitchableNorm3d
+from .weight_norm import WeightNorm as WeightNorm
+from .weight_norm import initialize_from_data as initialize_from_data
+from .weight_norm import weight_norm as weight_norm
+from .weight_standardization import WeightStandardization as WeightStandardization
+from .weight_standardization import weight_standardization as weight_standardization
 
 # A method whose layers differ by rank has one class for each number of spatial dimensions.
 _LAYERS: dict[str, Any] = {
@@ -51,8 +59,24 @@ _LAYERS: dict[str, Any] = {
     "switchable_norm": {1: SwitchableNorm1d, 2: SwitchableNorm2d, 3: SwitchableNorm3d},
 }
 
+# These change a module that there is already.
+_REPARAMETRIZATIONS: dict[str, Any] = {
+    "weight_standardization": WeightStandardization,
+    "spectral_norm": SpectralNorm,
+    "weight_norm": WeightNorm,
+}
 
-def layer(spec: _NormSpec, *, rank: int | None = None, layout: str | None = None, device: Any = None, dtype: Any = None) -> Any:
+
+def layer(
+    spec: _NormSpec,
+    *,
+    rank: int | None = None,
+    layout: str | None = None,
+    device: Any = None,
+    dtype: Any = None,
+    module: _base.nn.Module | None = None,
+    name: str = "weight",
+) -> Any:
     """The layer that obeys ``spec``.
 
     Args:
@@ -61,17 +85,28 @@ def layer(spec: _NormSpec, *, rank: int | None = None, layout: str | None = None
         layout: ``"channels_first"``, or None for the same; channels last is a memory format here, a property of the tensor.
         device: where the parameters live.
         dtype: of the parameters and statistics.
+        module: for a reparametrization: what it is applied to. It is changed, and returned; the arguments above have no use.
+        name: of the module's parameter that is reparametrized.
 
     Raises:
-        SpecError: no layer for this rank.
+        SpecError: no layer for this rank; a reparametrization without a module, or another method with one.
+        ArgumentError: the module has no such parameter, of another shape, or one that cannot be reparametrized.
         Unsupported: no layer for this method, or another layout.
 
-    >>> import crossnorm
+    >>> import crossnorm, torch
     >>> layer(crossnorm.GroupNormSpec(channels=8, groups=2, eps=1e-6))
     GroupNorm(2, 8, eps=1e-06, affine=True, bias=True)
     >>> type(layer(crossnorm.BatchNormSpec(channels=8), rank=1)).__name__
     'BatchNorm1d'
+    >>> layer(crossnorm.WeightNormSpec(shape=(2, 3)), module=torch.nn.Linear(3, 2)).parametrizations.weight[0]
+    WeightNorm(shape=(2, 3))
     """
+    reparametrization = _REPARAMETRIZATIONS.get(spec.method)
+    if reparametrization is not None and module is not None:
+        return _weight.apply_spec(reparametrization, spec, module, name)  # type: ignore[arg-type]
+    if reparametrization is not None or module is not None:
+        needs = "needs a module to work on: give module=" if module is None else "makes its own layer: leave module= out"
+        raise _SpecError(f"crossnorm.torch.layer: module={type(module).__name__} with {spec.method}, which {needs}")
     if layout not in (None, "channels_first"):
         raise _Unsupported(
             f"crossnorm.torch.layer: layout={layout!r} is not 'channels_first'; torch layers take (batch, channel, *spatial), "
@@ -79,7 +114,9 @@ def layer(spec: _NormSpec, *, rank: int | None = None, layout: str | None = None
         )
     choice = _LAYERS.get(spec.method)
     if choice is None:
-        raise _Unsupported(f"crossnorm.torch.layer: no layer for {spec.method}; there are {', '.join(_LAYERS)}")
+        raise _Unsupported(
+            f"crossnorm.torch.layer: no layer for {spec.method}; there are {', '.join([*_LAYERS, *_REPARAMETRIZATIONS])}"
+        )
     if isinstance(choice, dict):
         rank = 2 if rank is None else rank
         if rank not in choice:

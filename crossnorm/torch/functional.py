@@ -1,6 +1,7 @@
 """The pure functions: ``f(spec, x, parameters, state, mode) -> (y, new_state)``, one signature for every method.
 
-They do what the layers do, without a layer: nothing is stored and nothing is mutated.
+They do what the layers do, without a layer: nothing is stored and nothing is mutated. Those of the reparametrizations take a
+raw weight, rows first, for ``x``, and give the effective one for ``y``.
 """
 
 from .batch_norm import batch_norm as batch_norm
