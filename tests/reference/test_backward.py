@@ -202,6 +202,7 @@ def test_magnitudes_bound_the_values(case, draw):
     quantities = {"y": result.y, "dx": reference.backward(*arguments, data.upstream)["x"], **result.state}
     for name, quantity in quantities.items():
         assert np.shape(quantity.magnitude) == np.shape(quantity.value), name
+        assert quantity.eps == (spec.eps if name.endswith("_variance") else None), name  # a variance is compared as a root
         if name == "batches_tracked" or (name in data.state and not mode.update_running):
             assert np.all(quantity.magnitude == 0), name  # an integer, or an array that nobody touched
         else:
