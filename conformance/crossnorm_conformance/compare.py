@@ -58,10 +58,10 @@ def outcome(
 
 
 def bound_of(case: Case, quantity: str, size: int) -> float:
-    """The verdict's bound: parameter gradients are sums."""
+    """The verdict's bound: parameter gradients are sums. A logit's goes over the whole input, as each of them weighs all of it."""
     if quantity not in PARAMETER_GRADIENTS:
         return rounding.bound(1)
-    terms = int(np.prod(case.shape)) // max(size, 1)
+    terms = int(np.prod(case.shape)) // (1 if quantity.endswith("_logits") else max(size, 1))
     return rounding.bound(terms * case.layer.terms if case.layer else terms)
 
 
