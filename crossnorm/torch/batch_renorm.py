@@ -39,7 +39,6 @@ from .batch_norm import (
 )
 from .batch_norm import normalize as batch_normalize
 
-INFINITY = float("inf")
 BUFFERS = {
     "running_mean": "running_mean",
     "running_standard_deviation": "running_std",
@@ -75,7 +74,8 @@ def train(
     if x.numel() == 0:
         return batch_normalize(x, scale, offset, rule.eps, None, None), state
     quantity = "variance" if rule.running_quantity != "standard_deviation" else "standard_deviation"
-    pair = "running_" if rule.renorm_decay is None else "renorm_"
+    renorm_decay = rule.renorm_decay
+    pair = "running_" if renorm_decay is None else "renorm_"
     spread = state[pair + quantity].to(wide(x))
     if quantity == "variance":
         spread = (spread + rule.eps).sqrt()
@@ -91,15 +91,16 @@ def train(
     own = {"mean": mean, quantity: deviation}
     if quantity == "variance":
         own[quantity] = stored(variance, x.numel() // x.size(1), rule.running_quantity.split("_")[0])
-    new = {"batches_tracked": batches + 1}
+    new: dict[str, Tensor] = {}
     for name, value in own.items():
         new["running_" + name] = blend(state["running_" + name], value, momentum, batches)
-        if rule.renorm_decay is not None:
-            new["renorm_" + name] = blend(state["renorm_" + name], value, 1 - rule.renorm_decay, batches)
+        if renorm_decay is not None:
+            new["renorm_" + name] = blend(state["renorm_" + name], value, 1 - renorm_decay, batches)
     if moved is not None:
         new["running_mean"], new["running_variance"] = moved
-    if quantity == "standard_deviation" and rule.renorm_decay is not None:
+    if quantity == "standard_deviation" and renorm_decay is not None:
         new["running_variance"] = (new["running_standard_deviation"].square() - rule.eps).clamp_min(0.0)
+    new["batches_tracked"] = batches + 1
     return y, new
 
 
@@ -206,21 +207,35 @@ def corrected(
     r_min, r_max, d_max = limits
     r = (deviation / target[1]).clamp(r_min, r_max)
     d = ((mean - target[0]) / target[1]).clamp(-d_max, d_max)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks at this condition alone)
+        if torch.compiler.is_compiling():
+            r, d = _kept(r), _kept(d)
     if scale is None:
         return r, d if offset is None else d + offset
     return r * scale, d * scale if offset is None else torch.addcmul(offset, d, scale)
+
+
+def _kept(values: Tensor) -> Tensor:
+    """``values``, as a reduction, which a compiler keeps for the backward pass.
+
+    Elementwise steps it takes again there, from running quantities that have moved on by then (pytorch/pytorch#197039).
+    """
+    return values.expand(8, -1).amax(0)
 
 
 def bounds(rule: Rule, batches: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """r_min, r_max and d_max after ``batches`` updates, by operations on tensors: nobody waits for a device, and a compiler
     sees no number that changes.
     """
+    highest, lowest, farthest = rule.r_max, rule.r_min, rule.d_max
     ramp = _ramp(rule.r_max_steps, batches, like)
-    r_max = like.new_full([], INFINITY) if rule.r_max is None else 1 + (rule.r_max - 1) * ramp
-    r_min = 1 / r_max if rule.r_min is None else 1 + (rule.r_min - 1) * ramp
-    if rule.d_max is None:
-        return r_min, r_max, like.new_full([], INFINITY)
-    return r_min, r_max, rule.d_max * _ramp(rule.d_max_steps, batches, like)
+    r_max = d_max = like.new_full([], float("inf"))
+    if highest is not None:
+        r_max = 1 + (highest - 1) * ramp
+    r_min = 1 / r_max if lowest is None else 1 + (lowest - 1) * ramp
+    if farthest is not None:
+        d_max = farthest * _ramp(rule.d_max_steps, batches, like)
+    return r_min, r_max, d_max
 
 
 def _ramp(steps: tuple[int, int] | None, batches: Tensor, like: Tensor) -> Tensor:
@@ -334,11 +349,12 @@ class BatchRenorm(Layer):
         for name, wanted in (("weight", affine), ("bias", affine and bias)):
             values = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)) if wanted else None
             self.register_parameter(name, values)
-        for name in BUFFERS.values():
-            self.register_buffer(name, None)
         for array in spec.state:
             of_type = torch.long if array.name == "batches_tracked" else dtype
-            setattr(self, BUFFERS[array.name], torch.empty(array.shape, device=device, dtype=of_type))
+            self.register_buffer(BUFFERS[array.name], torch.empty(array.shape, device=device, dtype=of_type))
+        for name in BUFFERS.values():  # behind the others, or torch.export miscounts them
+            if name not in self._buffers:
+                self.register_buffer(name, None)
         self.reset_parameters()
         self._checked = (self._rule(), list(self._state()))
 
