@@ -171,14 +171,15 @@ def standardize_channels(
 
     @tf.custom_gradient
     def compute(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
-        # The first mean carries the error of a long sum. The deviations from it are exact, and so is their own mean.
+        # The first mean carries the error of a long sum. Where it is large, the deviations from it are exact, and so is their
+        # own mean. Where it is small, they are rounded, all in the same direction, and the first mean is the better one.
         pilot = over_group(_channel_sums(counted(x)))
         deviation = x - pilot
         inner = counted(deviation)
         rest = over_group(_channel_sums(inner))
         variance = tf.maximum(over_group(_channel_sums(inner * inner)) - rest * rest, 0)
         r = tf.math.rsqrt(variance + eps)
-        mean = pilot + rest
+        mean = tf.where(pilot * pilot < variance, pilot, pilot + rest)
         whole_gamma, whole_beta = gamma, beta
         if corrected is not None:
             a, b = map(tf.stop_gradient, corrected(Statistics(mean, variance)))

@@ -140,7 +140,7 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
         self._check_number("epsilon", epsilon)
         self._check_number("momentum", 0.99 if momentum is None else momentum)
         if renorm:
-            self._check_clipping(renorm_clipping)
+            BatchRenormSpec(channels=1, **self._bounds(renorm_clipping))
         super().__init__(
             axis=axis,
             momentum=0.99 if momentum is None else momentum,
@@ -180,12 +180,17 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
             )
 
     @classmethod
-    def _check_clipping(cls, clipping: Any) -> None:
-        if clipping is not None and (not isinstance(clipping, Mapping) or set(clipping) - {"rmax", "rmin", "dmax"}):
+    def _bounds(cls, clipping: Any) -> dict[str, Any]:
+        """Keras' ``renorm_clipping`` as fields of the specification."""
+        clipping = clipping or {}
+        if not isinstance(clipping, Mapping) or set(clipping) - {"rmax", "rmin", "dmax"}:
             raise CallError(
                 f"{cls.__name__}: renorm_clipping={clipping!r} is no dictionary with keys among 'rmax', 'rmin' and 'dmax'; "
                 "leave out the bounds that are not wanted"
             )
+        r_max, r_min, d_max = map(clipping.get, ("rmax", "rmin", "dmax"))
+        free = 0.0 if r_min is None else r_min
+        return {"r_max": r_max, "r_min": free, "d_max": d_max, "r_max_steps": None, "d_max_steps": None}
 
     def _spec(self, sizes: tuple[int, ...]) -> BatchNormSpec | BatchRenormSpec:
         shared = {
@@ -198,16 +203,7 @@ class BatchNormalization(ChannelLayer, keras.layers.BatchNormalization):
         }
         if not self.renorm:
             return BatchNormSpec(running_variance=self.running_variance, tracked=self.track_running_stats, **shared)
-        r_min, r_max, d_max = map((self.renorm_clipping or {}).get, ("rmin", "rmax", "dmax"))
-        return BatchRenormSpec(
-            renorm_decay=self.renorm_momentum,
-            r_min=0.0 if r_min is None else r_min,
-            r_max=r_max,
-            d_max=d_max,
-            r_max_steps=None,
-            d_max_steps=None,
-            **shared,
-        )
+        return BatchRenormSpec(renorm_decay=self.renorm_momentum, **self._bounds(self.renorm_clipping), **shared)
 
     @classmethod
     def from_spec(cls, spec: BatchNormSpec, *, axis: int = -1, **keras_kwargs: Any) -> Self:

@@ -209,8 +209,8 @@ class BatchRenormalization(ChannelLayer, keras.layers.Layer):
         self.r_max = r_max
         self.r_min = r_min
         self.d_max = d_max
-        self.r_max_steps = r_max_steps
-        self.d_max_steps = d_max_steps
+        # A file has lists.
+        self.r_max_steps, self.d_max_steps = (tuple(s) if isinstance(s, list) else s for s in (r_max_steps, d_max_steps))
         self.single_value = single_value
         self._spec((1,))
 
