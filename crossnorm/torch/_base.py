@@ -25,12 +25,12 @@ class InputError(CrossnormError, ValueError):
     """The input does not fit the layer, where torch.nn raises ValueError."""
 
 
-class ShapeError(CrossnormError, RuntimeError):
-    """The input does not fit the layer's arrays, where torch.nn raises RuntimeError."""
+class ShapeError(CrossnormError, RuntimeError, ValueError):
+    """The input does not fit the layer's arrays, where torch.nn raises RuntimeError, or has no such layer."""
 
 
-class DtypeError(CrossnormError, NotImplementedError):
-    """The input's dtype does not fit. NotImplementedError is a RuntimeError: torch.nn raises either."""
+class DtypeError(CrossnormError, NotImplementedError, ValueError):
+    """The input's dtype does not fit. NotImplementedError is a RuntimeError: torch.nn raises either, or has no such layer."""
 
 
 def require(version: str) -> None:
