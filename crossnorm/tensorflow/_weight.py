@@ -54,6 +54,12 @@ def reparametrized(
     return tf.cast(arranged.restore(effective), weight.dtype), old | stored
 
 
+class LayerError(Unsupported):
+    """A layer that cannot be wrapped. Keras and AutoGraph pass it as it is."""
+
+    _keras_call_info_injected = ag_pass_through = True
+
+
 class WeightWrapper(SpecLayer, keras.layers.Wrapper):
     """A wrapper that runs a layer with effective weights; the layer's own variables stay raw, and are what is trained.
 
@@ -111,7 +117,7 @@ class WeightWrapper(SpecLayer, keras.layers.Wrapper):
         elif any(getattr(each, "_remat_mode", None) is not None for each in (layer, self)):
             what = "was made inside a RematScope, where it runs again outside its wrapper", "make both outside of it"
         if what:
-            raise Unsupported(f"{type(self).__name__}: the layer {layer.name!r} {what[0]}; {what[1]}")
+            raise LayerError(f"{type(self).__name__}: the layer {layer.name!r} {what[0]}; {what[1]}")
 
     # The specification.
 
@@ -164,13 +170,11 @@ class WeightWrapper(SpecLayer, keras.layers.Wrapper):
         super().build(input_shape)
         self._check_layer()
         kernels = self._find_kernels()
-        # Variables tell the dtype that they are stored in only outside a mixed policy's scope.
-        with AutocastScope(None):
-            self._kernel_names = tuple(kernels)
-            for name, kernel in kernels.items():
-                # Seen by any other wrapper, of this layer or of one that shares the kernel.
-                kernel._crossnorm_wrapper = type(self).__name__
-                self._add_weights(name, kernel)
+        self._kernel_names = tuple(kernels)
+        for name, kernel in kernels.items():
+            # Seen by any other wrapper, of this layer or of one that shares the kernel.
+            kernel._crossnorm_wrapper = type(self).__name__
+            self._add_weights(name, self._raw(name).dtype.name)
 
     def _find_kernels(self) -> dict[str, keras.Variable]:
         """The variables to wrap by their names; an error if one is missing, wrapped already or not of the shape promised."""
@@ -206,8 +210,8 @@ class WeightWrapper(SpecLayer, keras.layers.Wrapper):
         shape = _variable(holder, name).shape
         return arrangement(holder, name, shape, self.transposed_row, self.depthwise_row, self.embedding_row)
 
-    def _add_weights(self, name: str, kernel: keras.Variable) -> None:
-        """Add what the method learns or remembers for one kernel."""
+    def _add_weights(self, name: str, dtype: str) -> None:
+        """Add what the method learns or remembers for one kernel, which is stored in ``dtype``."""
 
     def _add(self, kernel: str, role: str, **options: Any) -> None:
         """Add the weight that has one role for one kernel."""
@@ -234,13 +238,14 @@ class WeightWrapper(SpecLayer, keras.layers.Wrapper):
         """The effective weight of one kernel, as it is stored, and the new state; parameters as they are unless ``given``."""
         arranged = self._arrangement(kernel)
         spec = self._spec(arranged.shape)
-        with AutocastScope(None):
-            parameters = {array.name: given.get(array.name, self._value(kernel, "gain")) for array in spec.parameters}
-            state = {array.name: self._value(kernel, array.name) for array in spec.state}
-            return reparametrized(type(self)._compute, spec, self._raw(kernel), parameters, state, mode, arranged)
+        parameters = {array.name: given.get(array.name, self._value(kernel, "gain")) for array in spec.parameters}
+        state = {array.name: self._value(kernel, array.name) for array in spec.state}
+        return reparametrized(type(self)._compute, spec, self._raw(kernel), parameters, state, mode, arranged)
 
     def _raw(self, kernel: str) -> Tensor:
-        return _variable(owner(self.layer), kernel).value
+        """The wrapped layer's variable, in the dtype that it is stored in also under a mixed policy."""
+        with AutocastScope(None):
+            return _variable(owner(self.layer), kernel).value
 
     def _value(self, kernel: str, role: str) -> Tensor:
         if (weight := self._held(kernel, role)) is None:
@@ -313,8 +318,9 @@ class WeightWrapper(SpecLayer, keras.layers.Wrapper):
 
 
 def _variable(holder: Any, name: str) -> keras.Variable | None:
-    """The variable that is an attribute of this name, or else that is called so."""
-    found = [getattr(holder, name, None), *(variable for variable in holder.weights if variable.name == name)]
+    """The variable that is an attribute of this name, or else the layer's own that is called so."""
+    own = (*holder._trainable_variables, *holder._non_trainable_variables)
+    found = [getattr(holder, name, None), *(variable for variable in own if variable.name == name)]
     return next((each for each in found if isinstance(each, keras.Variable)), None)
 
 

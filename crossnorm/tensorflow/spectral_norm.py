@@ -1,5 +1,6 @@
 """Spectral normalization: the pure function and the Keras wrapper."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -59,20 +60,31 @@ def _unit(spec: SpectralNormSpec, product: Tensor, before: Tensor) -> Tensor:
 
 def _times_columns(rows: Tensor, v: Tensor) -> Tensor:
     """``W v``: from (before, after) to (rows,)."""
-    if not products_are_exact():
-        return tf.reduce_sum(rows * v[:, None, :], (0, 2))
     if rows.shape[2] == 1:
-        return tf.linalg.matvec(rows[:, :, 0], v[:, 0], transpose_a=True)
-    return tf.reduce_sum(tf.linalg.matvec(rows, v), 0)
+        return _down(v[:, 0], rows[:, :, 0])
+    return tf.reduce_sum(_across(rows, v), 0)
 
 
 def _times_rows(rows: Tensor, u: Tensor) -> Tensor:
     """``W' u``: from (rows,) to (before, after)."""
-    if not products_are_exact():
-        return tf.reduce_sum(rows * u[None, :, None], 1)
     if rows.shape[2] == 1:
-        return tf.linalg.matvec(rows[:, :, 0], u)[:, None]
-    return tf.linalg.matvec(rows, tf.broadcast_to(u, [rows.shape[0], rows.shape[1]]), transpose_a=True)
+        return _across(rows[:, :, 0], u)[:, None]
+    return _down(u, rows)
+
+
+def _across(matrix: Tensor, vector: Tensor) -> Tensor:
+    """The sums over the last axis; not by `tf.linalg.matvec`, which adds up one term after the other, and errors with them."""
+    return tf.reduce_sum(matrix * vector[..., None, :], -1)
+
+
+def _down(vector: Tensor, matrix: Tensor) -> Tensor:
+    """The sums over the last axis but one, as sums of sums for the same reason."""
+    *several, count, width = matrix.shape
+    blocks = max(size for size in range(1, math.isqrt(count) + 1) if count % size == 0)
+    of_block = tf.reshape(matrix, [*several, blocks, count // blocks, width])
+    if products_are_exact():
+        return tf.reduce_sum(tf.matmul(tf.reshape(vector, [blocks, 1, count // blocks]), of_block), (-3, -2))
+    return tf.reduce_sum(tf.reduce_sum(tf.reshape(vector, [blocks, count // blocks, 1]) * of_block, -2), -2)
 
 
 def spectral_norm(
@@ -203,8 +215,8 @@ class SpectralNormalization(WeightWrapper):
         """The stored approximation of the first right singular vector; None with ``stored="u"``."""
         return self._of_each(lambda name: self._held(name, "v"))
 
-    def _add_weights(self, name: str, kernel: keras.Variable) -> None:
-        dtype = "float64" if kernel.dtype == "float64" else "float32"
+    def _add_weights(self, name: str, dtype: str) -> None:
+        dtype = "float64" if dtype == "float64" else "float32"
         for array in self._spec(self._arrangement(name).shape).state:
             # Drawn when the variables are initialised, which may be later, and the kernel's before these.
             self._add(

@@ -139,7 +139,7 @@ class WeightNormalization(WeightWrapper):
         """The learned length of each row, or of the whole; None without ``scale``."""
         return self._of_each(lambda name: self._held(name, "gain"))
 
-    def _add_weights(self, name: str, kernel: keras.Variable) -> None:
+    def _add_weights(self, name: str, dtype: str) -> None:
         arranged = self._arrangement(name)
         spec = self._spec(arranged.shape)
 
@@ -149,7 +149,7 @@ class WeightNormalization(WeightWrapper):
 
         for array in spec.parameters:
             initializer = length if array.initial is None else "ones"
-            self._add(name, "gain", shape=array.shape, initializer=initializer, dtype=kernel.dtype)
+            self._add(name, "gain", shape=array.shape, initializer=initializer, dtype=dtype)
 
     def call(self, inputs: Any, *args: Any, training: bool | None = None, mask: Any = None, **kwargs: Any) -> Any:
         if (changes := _CHANGES.get()) is not None and not any(self.gain is variable for variable, _ in changes):

@@ -142,7 +142,7 @@ class WeightStandardization(WeightWrapper):
         """The learned gain of each row; None without ``scale``."""
         return self._of_each(lambda name: self._held(name, "gain"))
 
-    def _add_weights(self, name: str, kernel: keras.Variable) -> None:
+    def _add_weights(self, name: str, dtype: str) -> None:
         if self.scale:
             rows = self._arrangement(name).shape[0]
-            self._add(name, "gain", shape=(rows,), initializer="ones", dtype=kernel.dtype)
+            self._add(name, "gain", shape=(rows,), initializer="ones", dtype=dtype)
