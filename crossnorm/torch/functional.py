@@ -10,4 +10,7 @@ from .group_norm import group_norm as group_norm
 from .instance_norm import instance_norm as instance_norm
 from .layer_norm import layer_norm as layer_norm
 from .rms_norm import rms_norm as rms_norm
+from .spectral_norm import effective_weight as spectral_norm  # noqa: F401 (part of this door)
 from .switchable_norm import switchable_norm as switchable_norm
+from .weight_norm import effective_weight as weight_norm  # noqa: F401
+from .weight_standardization import effective_weight as weight_standardization  # noqa: F401
