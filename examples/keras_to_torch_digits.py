@@ -35,7 +35,6 @@ import crossnorm.tensorflow
 import crossnorm.torch
 from crossnorm.rounding import VERDICT
 
-
 # 1. The source: a Keras network.
 
 

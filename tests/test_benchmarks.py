@@ -10,19 +10,45 @@ from pathlib import Path
 
 import pytest
 
+from crossnorm.spec import SPECS
+
 ROOT = Path(__file__).parent.parent
-IMAGES = ("batch_norm", "instance_norm", "group_norm")
-TOKENS = ("layer_norm", "rms_norm")
 COMPUTATIONS = ("forward", "+ backward")
 LAYOUTS = {"torch": ("contiguous", "channels_last"), "tensorflow": ("channels_last",)}
+KINDS = {"torch": ("Linear", "Conv2d"), "tensorflow": ("Dense", "Conv2D")}
+NATIVE = {"torch": "torch.nn", "tensorflow": "keras.layers"}
+IMAGES = {
+    ("batch_norm", "native"),
+    ("instance_norm", "native"),
+    ("group_norm", "native"),
+    ("batch_renorm", "our batch norm"),
+    ("switchable_norm", "our batch norm"),
+    ("switchable_norm", "transcription"),
+    ("filter_response_norm", "composition"),
+}
+TOKENS = {("layer_norm", "native"), ("rms_norm", "native")}
+WEIGHTS = {
+    "torch": {
+        ("weight_standardization", "bare layer"),
+        ("spectral_norm", "torch.nn.utils.parametrizations"),
+        ("weight_norm", "torch.nn.utils.parametrizations"),
+    },
+    "tensorflow": {
+        ("weight_standardization", "bare layer"),
+        ("spectral_norm", "keras.layers"),
+        ("weight_norm", "bare layer"),
+    },
+}
 
 
 def expected(framework):
-    """Method, layout and computation of every row."""
-    return [
+    """Method, what it is compared with, layout and computation of every row, in any order."""
+    rows = [
         *itertools.product(IMAGES, LAYOUTS[framework], COMPUTATIONS),
         *itertools.product(TOKENS, ("tokens",), COMPUTATIONS),
+        *itertools.product(WEIGHTS[framework], KINDS[framework], COMPUTATIONS),
     ]
+    return sorted((method, NATIVE[framework] if other == "native" else other, *rest) for (method, other), *rest in rows)
 
 
 def compare(*arguments):
@@ -49,10 +75,12 @@ def framework(request):
 def test_json_has_every_row(framework):
     report = json.loads(compare("--framework", framework, "--json"))
     assert set(report) == {"streaming limit", framework}
-    assert [(row["method"], row["layout"], row["computation"]) for row in report[framework]] == expected(framework)
+    named = ("method", "against", "layout", "computation")
+    assert sorted(tuple(row[name] for name in named) for row in report[framework]) == expected(framework)
+    assert {row["method"] for row in report[framework]} == set(SPECS)
     for row in report[framework]:
-        assert row["native"] > 0
-        assert row["ratio"] == pytest.approx(row["ours"] / row["native"])
+        assert row["theirs"] > 0
+        assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
     for limit in report["streaming limit"].values():
         assert 0 < limit["forward"] < limit["+ backward"]
 
@@ -60,7 +88,14 @@ def test_json_has_every_row(framework):
 def test_the_table_has_every_row(framework):
     printed = compare("--framework", framework)
     assert printed.count("Streaming limit") == 2
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
-    assert [tuple(row[:3]) for row in rows] == expected(framework)
-    for row in rows:
-        assert all(float(cell) >= 0 for cell in row[3:])
+    assert max(map(len, printed.splitlines())) <= 80
+    rows = []
+    for line in printed.splitlines():
+        if ", against " in line:
+            method, _, against = line.partition(", against ")
+        elif line.startswith("  ") and line.strip() and "theirs" not in line:
+            layout, rest = line.split(maxsplit=1)
+            computation, theirs, ours, ratio = rest.rsplit(maxsplit=3)
+            rows.append((method, against, layout, computation))
+            assert all(float(number) >= 0 for number in (theirs, ours, ratio))
+    assert sorted(rows) == expected(framework)

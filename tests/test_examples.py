@@ -7,6 +7,8 @@ from unittest import mock
 
 import pytest
 
+from crossnorm.spec import SPECS
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LEARNED = 0.9
 
@@ -87,3 +89,25 @@ def test_a_layer_without_a_rule_is_named(keras_to_torch):
 
     with pytest.raises(NotImplementedError, match="Dropout"):
         keras_to_torch.to_torch(keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5)]))
+
+
+# Every method
+
+
+@pytest.fixture(scope="module")
+def every_method():
+    return example("every_method_digits", "torch", "tensorflow").main()
+
+
+def test_every_method_is_compared(every_method):
+    assert list(every_method) == list(SPECS)
+
+
+@pytest.mark.parametrize("method", SPECS)
+def test_a_specification_trains_to_the_same_network_in_both_frameworks(every_method, method):
+    result = every_method[method]
+    assert max(result["float64"].values()) < 1e-9
+    assert max(result["units"].values()) <= 32
+    # The methods differ from each other far more than the frameworks do.
+    others = [other["keras"] for name, other in every_method.items() if name != method]
+    assert min(abs(result["keras"] - other) for other in others) > 1e-4
