@@ -58,7 +58,7 @@ def outcome(
 
 
 def bound_of(case: Case, quantity: str, size: int) -> float:
-    """The verdict's bound: parameter gradients are sums. A logit's goes over the whole input, as each of them weighs all of it."""
+    """The verdict's bound: parameter gradients are sums. A logit's goes over the whole input."""
     if quantity not in PARAMETER_GRADIENTS:
         return rounding.bound(1)
     terms = int(np.prod(case.shape)) // (1 if quantity.endswith("_logits") else max(size, 1))
