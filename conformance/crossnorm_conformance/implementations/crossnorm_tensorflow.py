@@ -1,5 +1,6 @@
 """``crossnorm.tensorflow``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -7,7 +8,7 @@ import tensorflow as tf
 
 import crossnorm
 import crossnorm.tensorflow
-from crossnorm import NormSpec
+from crossnorm import NormSpec, SpectralNormSpec
 
 from ..case import Case
 from ..cases import Fault
@@ -55,7 +56,7 @@ class CrossnormTensorFlow(TensorFlowImplementation):
     def misbuild(self, fault: Fault) -> keras.layers.Layer:
         if fault.spec.method in set(NATIVE.methods()) - {"instance_norm", "batch_renorm"}:
             return super().misbuild(fault)
-        arguments = {_WORDS.get(name, name): value for name, value in fault.arguments.items()}
+        arguments = _in_words(fault.arguments)
         if fault.spec.method == "instance_norm":
             arguments |= {"track_running_stats": True}
         cls, _ = self.layer_class(fault.spec)
@@ -75,17 +76,25 @@ class CrossnormTensorFlow(TensorFlowImplementation):
         return wrapper.effective_weight()
 
     def shows(self, case: Case, quantity: str) -> bool:
-        # What inference would use is asked for, and that is another weight where inference iterates once more.
-        if quantity == "effective_weight" and getattr(case.spec, "iterate", "") == "always":
+        # What inference would use can be asked for. That is another weight than training's where inference iterates once more,
+        # or forms v from the new u.
+        again = isinstance(case.spec, SpectralNormSpec) and (
+            case.spec.iterate == "always" or (case.spec.stored == "u" and case.mode == "train")
+        )
+        if quantity == "effective_weight" and again:
             return False
         return super().shows(case, quantity)
 
     def misuse_weights(self, fault: Fault) -> Misuse:
         cls, _ = self.layer_class(fault.spec)
-        return misuse_weights(fault, lambda layer, **arguments: cls(layer, **arguments), "kernel")
+        return misuse_weights(fault, lambda layer, **arguments: cls(layer, **_in_words(arguments)), "kernel")
 
     def versions(self) -> dict[str, str]:
         return {"crossnorm": crossnorm.__version__, **super().versions()}
+
+
+def _in_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {_WORDS.get(name, name): value for name, value in fields.items()}
 
 
 IMPLEMENTATION = CrossnormTensorFlow()
