@@ -23,6 +23,7 @@ from .instance_norm import InstanceNormalization as InstanceNormalization
 from .layer_norm import LayerNormalization as LayerNormalization
 from .rms_norm import RMSNormalization as RMSNormalization
 from .spectral_norm import SpectralNormalization as SpectralNormalization
+from .switchable_norm import SwitchableNormalization as SwitchableNormalization
 from .weight_norm import WeightNormalization as WeightNormalization
 from .weight_norm import initialize_from_data as initialize_from_data
 from .weight_standardization import WeightStandardization as WeightStandardization

@@ -187,15 +187,18 @@ def blended(old: Mapping[str, Tensor], batch: Mapping[str, Tensor], decay: float
     new = {"batches_tracked": batches}
     for name, quantity in batch.items():
         dtype = quantity.dtype
-        # The two weights are rounded separately: one minus a rounded decay would lose its last digits.
-        keep, take = (
-            (tf.constant(decay, dtype), tf.constant(1 - decay, dtype))
-            if decay is not None
-            else (tf.cast(batches - 1, dtype) / tf.cast(batches, dtype), 1 / tf.cast(batches, dtype))
-        )
+        keep, take = old_and_new_weight(decay, batches, dtype)
         value = keep * tf.cast(old[name], dtype) + take * tf.reshape(quantity, tf.shape(old[name]))
         new[name] = tf.cast(value, old[name].dtype)
     return new
+
+
+def old_and_new_weight(decay: float | None, batches: Tensor, dtype: tf.DType) -> tuple[Tensor, Tensor]:
+    """The weights of the old quantity and the new one in the running average, when there are so many batches with this one."""
+    if decay is None:
+        return tf.cast(batches - 1, dtype) / tf.cast(batches, dtype), 1 / tf.cast(batches, dtype)
+    # The two are rounded separately: one minus a rounded decay would lose its last digits.
+    return tf.constant(decay, dtype), tf.constant(1 - decay, dtype)
 
 
 def unless(unchanged: bool | Tensor, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from .instance_norm import InstanceNormalization
 from .layer_norm import LayerNormalization
 from .rms_norm import RMSNormalization
 from .spectral_norm import SpectralNormalization
+from .switchable_norm import SwitchableNormalization
 from .weight_norm import WeightNormalization
 from .weight_standardization import WeightStandardization
 
@@ -31,6 +32,7 @@ _LAYERS: dict[str, type[SpecLayer]] = {
         GroupNormalization,
         InstanceNormalization,
         RMSNormalization,
+        SwitchableNormalization,
         FilterResponseNormalization,
         WeightStandardization,
         SpectralNormalization,

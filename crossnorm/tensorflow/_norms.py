@@ -10,7 +10,7 @@ Axes = Sequence[int] | None
 
 
 def norm(values: Tensor, axes: Axes, of_zeros: float = 0.0) -> Tensor:
-    """The root of the sum of squares over ``axes``, which stay, of size one; a norm of 0 counts as the constant ``of_zeros``."""
+    """The root of the sum of squares over ``axes``, which stay, of size one; ``of_zeros``, a constant, stands for one of 0."""
     largest = tf.stop_gradient(tf.reduce_max(tf.abs(values), axes, keepdims=True))
     zero = tf.equal(largest, 0)
     unit = tf.where(zero, tf.ones_like(largest), largest)
@@ -35,13 +35,11 @@ def with_eps(size: Tensor, eps: float, place: str) -> Tensor:
 def centred(values: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """``values`` less their mean over ``axes``, and the mean.
 
-    The first values come off first, so that equal ones are 0 exactly; the second mean takes off the error of the first.
+    The first values come off first: equal ones are 0 exactly, and a mean far from 0 does not hide the digits of the others.
     """
-    mean = tf.stop_gradient(tf.gather(values, [0], axis=axes[0]))
-    for axis in axes[1:]:
-        mean = tf.gather(mean, [0], axis=axis)
-    rest = values - mean
-    for _ in range(2):
-        error = tf.reduce_mean(rest, axes, keepdims=True)
-        rest, mean = rest - error, mean + error
-    return rest, mean
+    first = tf.stop_gradient(values)
+    for axis in axes:
+        first = tf.gather(first, [0], axis=axis)
+    rest = values - first
+    mean = tf.reduce_mean(rest, axes, keepdims=True)
+    return rest - mean, first + mean

@@ -14,5 +14,6 @@ from .instance_norm import instance_norm as instance_norm
 from .layer_norm import layer_norm as layer_norm
 from .rms_norm import rms_norm as rms_norm
 from .spectral_norm import spectral_norm as spectral_norm
+from .switchable_norm import switchable_norm as switchable_norm
 from .weight_norm import weight_norm as weight_norm
 from .weight_standardization import weight_standardization as weight_standardization

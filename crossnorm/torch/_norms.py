@@ -35,11 +35,11 @@ def with_eps(norm: Tensor, eps: float, place: str) -> Tensor:
 def centred(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     """``x`` less its mean over ``axes``, and the mean; equal numbers leave exactly 0.
 
-    First one of the numbers is taken away: what is left does not depend on which, and is small if all are close to it.
+    First a constant is taken away, on which nothing depends: the mean as it is rounded, or the number itself if all are equal.
     """
-    first = x.detach()
-    for axis in axes:
-        first = first.narrow(axis, 0, 1)
-    shifted = x - first
+    fixed = x.detach()
+    high, low = fixed.amax(axes, keepdim=True), fixed.amin(axes, keepdim=True)
+    pilot = torch.where(high == low, high, fixed.mean(axes, keepdim=True))
+    shifted = x - pilot
     rest = shifted.mean(axes, keepdim=True)
-    return shifted - rest, first + rest
+    return shifted - rest, pilot + rest

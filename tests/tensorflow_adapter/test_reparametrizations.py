@@ -1,4 +1,4 @@
-"""The three wrappers: against the reference in rounding units, on every kind of layer, and in whatever Keras does with layers."""
+"""The wrappers: against the reference in rounding units, on every kind of layer, and in all that Keras does with layers."""
 
 import copy
 import itertools
@@ -46,6 +46,9 @@ REGIMES = {
     "offset": lambda w: w + 1e4,
     "tiny": lambda w: w * 1e-15,
     "huge": lambda w: w * 1e15,
+    # The squares of these are no numbers of float32.
+    "minute": lambda w: w * 1e-25,
+    "giant": lambda w: w * 1e25,
     "constant row": lambda w: np.where(rows(w) == 1, 3.7, w),
     "zero row": lambda w: np.where(rows(w) == 1, 0.0, w),
     "zero": lambda w: w * 0,
@@ -109,6 +112,7 @@ def check(spec, regime, dtype, mode):
 
 # Where eps is far above every length, sigma is a number that float32 does not have.
 BEYOND = [("spectral-u-first", "tiny"), ("spectral-u", "tiny"), ("spectral-always", "tiny")]
+BEYOND += [(name, "minute") for name in SPECS if "spectral" in name and name != "spectral-none"]
 
 
 @pytest.mark.parametrize(("name", "regime"), [row for row in itertools.product(SPECS, REGIMES) if row not in BEYOND])
@@ -244,13 +248,14 @@ class Custom(keras.layers.Layer):
 
     def build(self, shape):
         self.matrix = self.add_weight(name="table", shape=(shape[-1], 3))
+        self.shift = self.add_weight(name="shift", shape=(3,), initializer="ones")
         self.calls = self.add_weight(name="calls", shape=(), initializer="zeros", trainable=False)
         self.drop = keras.layers.Dropout(0.5, seed=1)
 
     def call(self, x, training=None, mask=None):
         self.calls.assign_add(1)
         self.add_loss(tf.reduce_sum(self.matrix) * 0 + 2)
-        return self.drop(tf.matmul(x, self.matrix), training=training)
+        return self.drop(tf.matmul(x, self.matrix) + self.shift, training=training)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -258,7 +263,7 @@ class Custom(keras.layers.Layer):
 def test_a_layer_of_somebodys_own(cls, kernel):
     wrapper, x = cls(Custom(), kernel=kernel), tf.ones((2, 4))
     y = wrapper(x)
-    assert np.allclose(y, x @ wrapper.effective_weight(), atol=1e-6)
+    assert np.allclose(y, x @ wrapper.effective_weight() + 1, atol=1e-6)
     assert wrapper.spec.shape == (3, 4)
     # What it assigns is assigned: its own counter, and the state of the seed.
     first, second = wrapper(x, training=True), wrapper(x, training=True)
@@ -371,6 +376,11 @@ def test_a_wrapper_of_another_policy_does_not_round_the_weight():
     with_mixed = keras.Sequential([keras.Input((4,)), WeightNormalization(keras.layers.Dense(3, dtype="float32"))])
     with_mixed.dtype_policy = "mixed_float16"
     assert with_mixed(x).dtype == "float32"
+
+
+def test_indices_given_as_floats_are_not_rounded():
+    wrapper = WeightNormalization(keras.layers.Embedding(5000, 2, dtype="mixed_float16"))
+    assert np.array_equal(wrapper(tf.constant([4097.0])), wrapper(tf.constant([4097])))
 
 
 def test_everything_under_a_global_policy():
@@ -493,6 +503,7 @@ def test_masks(cls):
     mask = x != 0
     embedded = cls(keras.layers.Embedding(7, 3, mask_zero=True))(x)
     assert np.array_equal(embedded._keras_mask, mask)
+    assert np.array_equal(cls(keras.layers.Embedding(7, 3, mask_zero=True)).compute_mask(x), mask)
     dense = cls(keras.layers.Dense(3))
     dense.build((None, None, 3))
     assert np.array_equal(dense(embedded)._keras_mask, mask)
