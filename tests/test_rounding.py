@@ -203,10 +203,17 @@ def test_unit_belongs_to_its_group():
     np.testing.assert_allclose(units["sum"][1], 1e6 * units["sum"][0], rtol=1e-6)
 
 
-def test_unit_of_what_no_input_moves_is_zero():
+def test_unit_of_what_no_input_moves_is_the_smallest_normal_number():
     x = np.array([[1.0, 2.0]])
     _, units = unit(evaluate_sum, {"x": x}, {}, {"sum": "float32", "copy": "float32"}, seed=0)
-    assert units["sum"] == 0
+    assert units["sum"] == np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize(("want", "excused"), [(1e-39, True), (1e-36, False)])
+def test_only_a_result_below_the_smallest_normal_number_may_be_zero(want, excused):
+    exact, units = unit(evaluate_sum, {"x": np.array([[want]])}, {}, {"sum": "float32", "copy": "float32"}, seed=0)
+    error = in_units(np.zeros(1, np.float32), exact["sum"], units["sum"], "float32")
+    assert (error <= 1).all() == excused
 
 
 def test_magnitude_and_narrow_storage_add_to_the_unit():

@@ -264,8 +264,7 @@ def threshold_channels(
             dz, dtau = dy, ()
             if tau:
                 # A choice by product takes half the time of a choice by condition, and this one is 0 whatever stands there.
-                # What is no number is not below the threshold, so that its gradient shows it.
-                dz = tf.math.multiply_no_nan(dy, tf.cast(~(z < tau[0]), dy.dtype))
+                dz = tf.math.multiply_no_nan(dy, tf.cast(z >= tau[0], dy.dtype))
                 dtau = (_sums_like(tau[0], dy - dz),)
             dbeta = _channel_sums(dz)
             dgamma = r * _channel_sums(dz * x)

@@ -26,6 +26,8 @@ from ._base import (
     wide,
 )
 
+PARAMETERS = {"scale": "weight", "offset": "bias", "learned_eps": "learned_eps", "threshold": "tau"}
+
 
 def normalize(
     x: Tensor,
@@ -115,7 +117,7 @@ class _FewPasses(torch.autograd.Function):
             to_threshold = torch.ops.aten.threshold_backward(to_z, below, 0.0)
             if needed[4]:
                 dthreshold = to_threshold.sum_to_size(threshold.shape)
-            to_z = torch.sub(to_z, to_threshold, out=to_threshold)
+            to_z = to_z - to_threshold
         if needed[2]:
             doffset = to_z.sum_to_size(offset.shape)
         projection = torch.mul(to_z, numbers, out=space).sum(axes, keepdim=True) * rrms
@@ -134,3 +136,204 @@ def _affine(x: Tensor, factor: Tensor, offset: Tensor | None, out: Tensor) -> Te
     if offset is None:
         return torch.mul(x, factor, out=out)
     return torch.addcmul(offset.to(x.dtype), x, factor, out=out)
+
+
+@pure
+def filter_response_norm(
+    spec: FilterResponseNormSpec, x: Tensor, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], mode: Mode
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output and (no) state of filter response normalization, as `crossnorm.spec.FilterResponseNormSpec` defines it.
+
+    Args:
+        spec: the specification.
+        x: (batch, channel, *spatial), floating point.
+        parameters: ``"scale"``, ``"offset"``, ``"learned_eps"`` and ``"threshold"``, as far as the specification has them.
+        state: empty.
+        mode: is ignored.
+
+    Raises:
+        SpecError: parameters or state of other names or shapes than the specification's.
+        InputError: fewer than two dimensions.
+        ShapeError: wrong channel count, or other positions than an element-wise threshold has.
+        DtypeError: an integer input, or dtypes that do not go together.
+
+    >>> from crossnorm.spec import TRAIN
+    >>> spec = FilterResponseNormSpec(channels=1, scale=False, offset=False, threshold=None, eps=0.0)
+    >>> filter_response_norm(spec, torch.tensor([[[1.0, 7.0]]]), {}, {}, TRAIN)[0]
+    tensor([[[0.2000, 1.4000]]])
+    """
+    learned = [parameters.get(name) for name in ("scale", "offset", "learned_eps", "threshold")]
+    check("filter_response_norm", x, spec.channels, learned)
+    return normalize(x, *learned, spec.eps), {}
+
+
+def check(who: str, x: Tensor, channels: int, learned: list[Tensor | None]) -> None:
+    if x.dim() < 2:
+        raise InputError(f"{who}: input of shape {list(x.shape)} has no channel; give (batch, channel, *spatial)")
+    check_channels(who, x, channels)
+    for parameter in learned:
+        check_dtype(who, x, parameter)
+    threshold = learned[3]
+    if threshold is not None and threshold.dim() > 1 and x.shape[1:] != threshold.shape:
+        raise ShapeError(
+            f"{who}: input of shape {list(x.shape)} has not the elements {list(threshold.shape)} that have a threshold each; "
+            "give inputs of this size, or one threshold for each channel"
+        )
+
+
+class FilterResponseNorm(Layer):
+    """What `FilterResponseNorm1d`, `FilterResponseNorm2d` and `FilterResponseNorm3d` share; see `FilterResponseNorm2d`."""
+
+    __constants__: ClassVar[list[str]] = ["num_features", "eps"]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-6,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        learned_eps: Literal["scalar", "channel"] | None = None,
+        threshold: Literal["channel", "element"] | None = "channel",
+        spatial: int | tuple[int, ...] | None = None,
+    ) -> None:
+        spec = built(
+            FilterResponseNormSpec,
+            channels=num_features,
+            eps=eps,
+            scale=affine,
+            offset=affine and bias,
+            learned_eps=learned_eps,
+            threshold=threshold,
+            spatial=spatial,
+        )
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        arrays = {array.name: array for array in spec.parameters}
+        for name, attribute in PARAMETERS.items():
+            held = torch.empty(arrays[name].shape, device=device, dtype=dtype) if name in arrays else None
+            self.register_parameter(attribute, None if held is None else nn.Parameter(held))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for array in self.spec.parameters:
+            nn.init.constant_(getattr(self, PARAMETERS[array.name]), array.initial)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_spec(cls, spec: FilterResponseNormSpec, *, device: Any = None, dtype: Any = None) -> Self:
+        """The layer that obeys ``spec``."""
+        return cls(
+            spec.channels,
+            spec.eps,
+            spec.scale or spec.offset,
+            device,
+            dtype,
+            bias=spec.offset,
+            learned_eps=spec.learned_eps,
+            threshold=spec.threshold,
+            spatial=spec.spatial,
+        )._affine(spec)
+
+    @property
+    def spec(self) -> FilterResponseNormSpec:
+        """The specification that the layer obeys now, from its attributes."""
+        learned_eps, tau = self.learned_eps, self.tau
+        element = tau is not None and tau.dim() > 1
+        return FilterResponseNormSpec(
+            channels=self.num_features,
+            eps=self.eps,
+            scale=self.weight is not None,
+            offset=self.bias is not None,
+            learned_eps=None if learned_eps is None else "channel" if learned_eps.dim() else "scalar",
+            threshold=None if tau is None else "element" if element else "channel",
+            spatial=tuple(tau.shape[1:]) if element else None,
+        )
+
+    def extra_repr(self) -> str:
+        spec, affine = self.spec, self.weight is not None or self.bias is not None
+        return self._repr(
+            f"{self.num_features}, eps={self.eps}, affine={affine}",
+            bias=(self.bias is not None or not affine, True),
+            learned_eps=(spec.learned_eps, None),
+            threshold=(spec.threshold, "channel"),
+            spatial=(spec.spatial, None),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not torch.jit.is_scripting() and not sound(self.eps):
+            self.spec  # noqa: B018 (raises, and says why)
+        check("FilterResponseNorm", input, self.num_features, [self.weight, self.bias, self.learned_eps, self.tau])
+        return normalize(input, self.weight, self.bias, self.learned_eps, self.tau, self.eps)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        raise NotImplementedError
+
+
+class FilterResponseNorm1d(FilterResponseNorm):
+    """Filter response normalization of (batch, channel) or (batch, channel, length): `FilterResponseNorm2d` has the words.
+
+    Without positions each value is divided by its own size; the paper advises a learned eps there.
+
+    >>> FilterResponseNorm1d(3, learned_eps="scalar")(torch.randn(2, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 2 and input.dim() != 3:
+            raise InputError(
+                f"FilterResponseNorm1d: input of shape {list(input.shape)} has {input.dim()} dimensions, not 2 or 3"
+            )
+
+
+class FilterResponseNorm2d(FilterResponseNorm):
+    """Filter response normalization of (batch, channel, height, width), with a thresholded linear unit behind it.
+
+    ``y = max(weight * x / sqrt(mean of x ** 2 over the positions + eps + |learned_eps|) + bias, tau)``
+
+    Args:
+        num_features: the number of channels.
+        eps: added to the mean square, inside the root.
+        affine: whether ``weight`` and ``bias`` are learned.
+        bias: False leaves out the offset alone.
+        learned_eps: ``"scalar"`` or ``"channel"`` learns an eps more; None does not.
+        threshold: ``"channel"`` or ``"element"`` learns the threshold ``tau`` of each; None leaves the unit out.
+        spatial: (height, width), which an element-wise threshold needs.
+
+    Parameters ``weight``, ``bias`` and ``tau`` (channels,), named as in timm, whose checkpoints load; ``tau`` (channels,
+    height, width) if element-wise, which tensorflow_addons keeps as (height, width, channels); ``learned_eps`` () or
+    (channels,).
+
+    Shapes: input and output (batch, channel, height, width), float16, bfloat16, float32 or float64; parameters of the same
+    dtype, or float32 beside half input. Squares are formed in float32 at least. A channels_last input gives a channels_last
+    output. There is no state: training and evaluation are the same.
+
+    Raises:
+        ArgumentError: an argument breaks a rule (`SpecError`: so does an eps set later, at the next call).
+        InputError, ShapeError, DtypeError: the input has the wrong rank, channel count, positions or dtype.
+
+    Source: Singh and Krishnan 2019, arXiv:1911.09737, equations (1) to (3).
+
+    >>> layer = FilterResponseNorm2d(3)
+    >>> layer(torch.full((1, 3, 4, 4), -2.0)).unique()
+    tensor([0.], grad_fn=<Unique2Backward0>)
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 4:
+            raise InputError(f"FilterResponseNorm2d: input of shape {list(input.shape)} has {input.dim()} dimensions, not 4")
+
+
+class FilterResponseNorm3d(FilterResponseNorm):
+    """Filter response normalization of (batch, channel, depth, height, width): `FilterResponseNorm2d` has the words.
+
+    >>> FilterResponseNorm3d(3)(torch.randn(2, 3, 2, 2, 2)).shape
+    torch.Size([2, 3, 2, 2, 2])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 5:
+            raise InputError(f"FilterResponseNorm3d: input of shape {list(input.shape)} has {input.dim()} dimensions, not 5")

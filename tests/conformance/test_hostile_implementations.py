@@ -10,8 +10,8 @@ from crossnorm_conformance import compare, implementations
 from crossnorm_conformance.case import draw
 from crossnorm_conformance.cases import cases_of
 from crossnorm_conformance.compare import FAIL, KNOWN, UNSUPPORTED, Check, check_quantities
-from crossnorm_conformance.oracle import oracle
 from crossnorm_conformance.implementations import Result, SuiteError, load
+from crossnorm_conformance.oracle import oracle
 from crossnorm_conformance.plan import Plan
 from crossnorm_conformance.register import judge
 from crossnorm_conformance.report import Report

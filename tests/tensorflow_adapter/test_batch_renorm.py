@@ -345,12 +345,23 @@ def test_keras_renorm_is_ours_and_does_what_the_natives_does(axis, clipping):
 
 
 def test_keras_renorm_starts_as_the_native():
-    start = {"moving_mean_initializer": keras.initializers.Constant(2.0), "moving_variance_initializer": "zeros"}
+    start = {
+        "moving_mean_initializer": keras.initializers.Constant(2.0),
+        "moving_variance_initializer": keras.initializers.Constant(9.0),
+    }
     for arguments in ({}, start):
         ours, native = (cls(renorm=True, **arguments) for cls in (BatchNormalization, keras.layers.BatchNormalization))
         for layer in (ours, native):
             layer.build(X.shape)
         assert same(ours.weights, native.weights)
+
+
+def test_no_standard_deviation_counts_as_less_than_the_root_of_eps():
+    ours, native = pair()
+    for layer in (ours, native):
+        layer.renorm_stddev.assign([0.0, 0.01, 0.03, 0.04])
+    near(trained(ours)[:1], trained(native)[:1])
+    near(ours.weights, native.weights)
 
 
 def test_keras_renorm_with_a_mask():
