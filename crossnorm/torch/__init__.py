@@ -34,9 +34,6 @@ from .batch_renorm import BatchRenorm3d as BatchRenorm3d
 from .filter_response_norm import FilterResponseNorm1d as FilterResponseNorm1d
 from .filter_response_norm import FilterResponseNorm2d as FilterResponseNorm2d
 from .filter_response_norm import FilterResponseNorm3d as FilterResponseNorm3d
-from .filter_response_norm import FilterResponseNorm1d as FilterResponseNorm1d
-from .filter_response_norm import FilterResponseNorm2d as FilterResponseNorm2d
-from .filter_response_norm import FilterResponseNorm3d as FilterResponseNorm3d
 from .group_norm import GroupNorm as GroupNorm
 from .instance_norm import InstanceNorm1d as InstanceNorm1d
 from .instance_norm import InstanceNorm2d as InstanceNorm2d
@@ -64,7 +61,6 @@ _LAYERS: dict[str, Any] = {
     "batch_renorm": {1: BatchRenorm1d, 2: BatchRenorm2d, 3: BatchRenorm3d},
     "filter_response_norm": {1: FilterResponseNorm1d, 2: FilterResponseNorm2d, 3: FilterResponseNorm3d},
     "switchable_norm": {1: SwitchableNorm1d, 2: SwitchableNorm2d, 3: SwitchableNorm3d},
-    "filter_response_norm": {1: FilterResponseNorm1d, 2: FilterResponseNorm2d, 3: FilterResponseNorm3d},
 }
 
 # These change a module that there is already.

@@ -7,7 +7,6 @@ raw weight, rows first, for ``x``, and give the effective one for ``y``.
 from .batch_norm import batch_norm as batch_norm
 from .batch_renorm import batch_renorm as batch_renorm
 from .filter_response_norm import filter_response_norm as filter_response_norm
-from .filter_response_norm import filter_response_norm as filter_response_norm
 from .group_norm import group_norm as group_norm
 from .instance_norm import instance_norm as instance_norm
 from .layer_norm import layer_norm as layer_norm

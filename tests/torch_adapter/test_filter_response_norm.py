@@ -146,7 +146,7 @@ def test_bad_arguments_are_refused(options, message):
 
 def test_bad_input_and_a_bad_attribute_are_refused():
     layer = ours.FilterResponseNorm2d(4, threshold="element", spatial=(3, 5))
-    with pytest.raises(RuntimeError, match="has not the elements"):
+    with pytest.raises(RuntimeError, match="threshold for each element"):
         layer(data(2, 4, 5, 3))
     with pytest.raises(ValueError, match="has 3 dimensions, not 4"):
         layer(data(4, 3, 5))
