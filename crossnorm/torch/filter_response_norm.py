@@ -308,7 +308,7 @@ class FilterResponseNorm2d(FilterResponseNorm):
     """Filter response normalization of (batch, channel, height, width): each channel of each sample is divided by its root
     mean square, then cut off below a learned threshold.
 
-    ``y = max(weight * x / sqrt(average of x ** 2 + eps + abs(learned_eps)) + bias, tau)``. Training and evaluation are the same.
+    ``y = max(weight * x / sqrt(average of x ** 2 + eps + abs(learned_eps)) + bias, tau)``, in training and in evaluation.
 
     - ``num_features``, ``eps``, ``affine``, ``bias``, ``device``, ``dtype``: as in `torch.nn.BatchNorm2d`.
     - ``learned_eps``: None, ``"scalar"``: one for all channels, of shape (), or ``"channel"``: (channels,). It starts at 1e-4.
