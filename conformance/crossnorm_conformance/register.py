@@ -1,8 +1,8 @@
 """Registers of known deviations. Each belongs to one implementation: ``registers/<implementation>.toml``.
 
-An entry says where (globs over case ids, questions, quantities, executions, devices; ``raises`` if the layer raises there
-instead of giving an answer), why, and where that is documented. It
-is strict: a glob that matches no failing check is an error, so that an entry cannot outlive its deviation.
+An entry says where (globs over case ids, questions, quantities, executions, devices; ``raises`` if the layer raises there, or
+gives an answer of which no size can be told: another dtype, a state that moved), why, and where that is documented. It is
+strict: a glob that matches no failing check is an error, so that an entry cannot outlive its deviation.
 """
 
 import tomllib
