@@ -148,7 +148,15 @@ class WeightWrapper(SpecLayer, keras.layers.Wrapper):
         kernel: str | Sequence[str] | None = None,
         **keras_kwargs: Any,
     ) -> Self:
-        """The wrapper of ``layer`` that obeys ``spec``; its kernels must have the specification's shape."""
+        """The wrapper of ``layer`` that obeys ``spec``; its kernels must have the specification's shape.
+
+        >>> import crossnorm, crossnorm.tensorflow
+        >>> spec = crossnorm.WeightNormSpec(shape=(3, 4))
+        >>> wrapper = crossnorm.tensorflow.WeightNormalization.from_spec(spec, keras.layers.Dense(3))
+        >>> wrapper.build((None, 4))
+        >>> wrapper.spec == spec
+        True
+        """
         cls._check_method(spec)
         values = {_argument(name): getattr(spec, name) for name in cls._fields()}
         wrapper = cls(layer, kernel=kernel, **values, **keras_kwargs)

@@ -134,6 +134,16 @@ def test_values_of_a_large_weight(name):
         check(SPECS[name].replace(shape=(32, 128, 3, 3)), regime, "float32", crossnorm.TRAIN)
 
 
+def test_values_where_products_would_be_rounded(monkeypatch):
+    """As on an accelerator: sums in the place of products of matrices."""
+    monkeypatch.setattr(crossnorm.tensorflow.spectral_norm, "products_are_exact", lambda: False)
+    monkeypatch.setattr(tf, "matmul", None)
+    for regime in ("plain", "offset", "zero"):
+        check(SPECS["spectral"], regime, "float32", crossnorm.TRAIN)
+    test_kinds(SpectralNormalization, "transposed 1d", {}, KINDS["transposed 1d"][2])
+    test_kinds(SpectralNormalization, "convolution 1d", {}, KINDS["convolution 1d"][2])
+
+
 # Every kind of layer. The last entry says where the rows and then the columns of each kernel are stored.
 
 KINDS = {
