@@ -270,6 +270,7 @@ def test_few_values_are_finite(shape: tuple[int, ...], variance: str) -> None:
     layer = make(variance=variance)
     for array in gradients(layer, data(*shape)):
         assert array.isfinite().all()
+    assert not any(buffer.requires_grad for buffer in layer.buffers())
 
 
 def test_evaluation_changes_no_state() -> None:
@@ -552,6 +553,15 @@ def test_transforms_of_a_layer_that_evaluates() -> None:
     with forward_ad.dual_level():
         dual = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, torch.cos(x)))).tangent
     torch.testing.assert_close(dual, tangent, rtol=1e-4, atol=1e-3)
+
+
+def test_a_transform_of_a_tracked_layer_that_trains_raises_and_changes_nothing() -> None:
+    layer, x = make(), data(3, 4, 5, 2)
+    before = state_of(layer)
+    for transformed in (torch.func.grad(lambda x: layer(x).square().sum()), lambda x: torch.func.vmap(layer)(x[None])):
+        with pytest.raises(RuntimeError, match=r"in-?place"):
+            transformed(x)
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
 def test_per_sample_gradients_of_the_function() -> None:

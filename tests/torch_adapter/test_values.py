@@ -191,6 +191,13 @@ def bound(spec: NormSpec, shape: tuple[int, ...], name: str) -> float:
     return max(32, float(np.sqrt(np.prod(shape) / sizes[name]))) if name in sizes else 8
 
 
+@pytest.mark.parametrize(("layout", "units"), [("contiguous", 32), ("channels_last", 8)])
+@pytest.mark.parametrize("regime", ["plain", "large_offset"])
+def test_the_mixtures_gradients_keep_the_digits_of_differences(regime: str, layout: str, units: int) -> None:
+    errors = worst_units(SwitchableNormSpec(channels=4), (4, 4, 112, 112), TRAIN, "float32", regime, layout)
+    assert max(errors["d_mean_logits"], errors["d_variance_logits"]) <= units
+
+
 def test_functional_agrees_with_the_layer_and_mutates_nothing() -> None:
     spec = BatchNormSpec(channels=3, running_variance="biased")
     layer = ours.layer(spec)
