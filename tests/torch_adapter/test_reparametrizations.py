@@ -1,6 +1,7 @@
 """What the three reparametrizations share: values in rounding units, rows, bad input, copies, compilers, one computation."""
 
 import copy
+import inspect
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from crossnorm.spec import (
     INFERENCE,
     TRAIN,
     UNTRACKED,
+    BatchNormSpec,
     Mode,
     SpectralNormSpec,
     WeightNormSpec,
@@ -30,6 +32,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "spectral_norm": ours.spectral_norm,
     "weight_norm": ours.weight_norm,
 }
+SPECS: dict[str, type[WeightSpec]] = {spec.method: spec for spec in (WeightStandardizationSpec, SpectralNormSpec, WeightNormSpec)}
 each_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -243,35 +246,22 @@ def test_the_rows_of_each_kind_of_module(kind: str, method: str) -> None:
 @each_method
 def test_layer_builds_from_a_specification_and_checks_the_shape(method: str) -> None:
     fields = {"transposed_row": "input", "eps": 1e-3, "depthwise_row": "multiplier"}
-    spec = METHODS_SPECS[method](shape=(4, 6, 3), **fields)
+    spec = SPECS[method](shape=(4, 6, 3), **fields)
     module = nn.ConvTranspose1d(4, 6, 3)
     assert ours.layer(spec, module=module) is module
     assert module.parametrizations.weight[0].spec == spec
     with pytest.raises(SpecError, match=r"\(5, 3\)"):
-        ours.layer(METHODS_SPECS[method](shape=(3, 5)), module=nn.Linear(3, 5))
+        ours.layer(SPECS[method](shape=(3, 5)), module=nn.Linear(3, 5))
     with pytest.raises(SpecError, match="module"):
         ours.layer(spec)
     with pytest.raises(SpecError, match="module"):
-        ours.layer(crossnorm_batch_norm(), module=nn.Linear(2, 2))
-
-
-METHODS_SPECS: dict[str, type[WeightSpec]] = {
-    spec.method: spec for spec in (WeightStandardizationSpec, SpectralNormSpec, WeightNormSpec)
-}
-
-
-def crossnorm_batch_norm() -> Any:
-    from crossnorm import BatchNormSpec
-
-    return BatchNormSpec(channels=2)
+        ours.layer(BatchNormSpec(channels=2), module=nn.Linear(2, 2))
 
 
 @each_method
 def test_arguments_and_defaults_are_the_specifications_fields(method: str) -> None:
-    import inspect
-
     parameters = list(inspect.signature(METHODS[method]).parameters.values())[2:]
-    plain = METHODS_SPECS[method](shape=(1,)).to_dict()
+    plain = SPECS[method](shape=(1,)).to_dict()
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters)
     missing = set(plain) - {"method", "version", "shape"} - {p.name for p in parameters}
     assert missing == ({"scale"} if method == "spectral_norm" else set())
