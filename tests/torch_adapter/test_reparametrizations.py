@@ -32,7 +32,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "spectral_norm": ours.spectral_norm,
     "weight_norm": ours.weight_norm,
 }
-SPECS: dict[str, type[WeightSpec]] = {spec.method: spec for spec in (WeightStandardizationSpec, SpectralNormSpec, WeightNormSpec)}
+SPECS: dict[str, type[WeightSpec]] = {
+    spec.method: spec for spec in (WeightStandardizationSpec, SpectralNormSpec, WeightNormSpec)
+}
 each_method = pytest.mark.parametrize("method", METHODS)
 
 
