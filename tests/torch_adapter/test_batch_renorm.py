@@ -162,6 +162,22 @@ def test_two_pairs_are_decayed_apart_and_inference_reads_the_first(quantity: str
     torch.testing.assert_close(layer.eval()(x), expected)
 
 
+def test_training_reads_the_second_pair() -> None:
+    layer = filled(ours.BatchRenorm2d(3, renorm_decay=0.5, r_max=None, d_max=None, **AT_ONCE))
+    one_pair = ours.BatchRenorm2d(3, r_max=None, d_max=None, **AT_ONCE)
+    arrays = {"running_mean": layer.renorm_mean, "running_std": layer.renorm_std, "num_batches_tracked": torch.tensor(0)}
+    one_pair.load_state_dict({**dict(layer.named_parameters()), **arrays})
+    x = X(4, 3, 6, 6) * 2 + 1
+    torch.testing.assert_close(layer(x), one_pair(x), rtol=0, atol=0)
+
+
+def test_a_running_deviation_counts_as_the_root_of_eps_at_least() -> None:
+    layer = ours.BatchRenorm1d(1, eps=0.25, r_max=None, d_max=None, affine=False, **AT_ONCE)
+    layer.running_std.zero_()
+    x = torch.tensor([[1.0], [2.0], [4.0]])
+    torch.testing.assert_close(layer(x), x / 0.5)
+
+
 # The layer.
 
 

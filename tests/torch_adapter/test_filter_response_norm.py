@@ -71,6 +71,15 @@ def test_gradients_of_gradients(options):
     assert gradgradcheck(call, arrays)
 
 
+def test_a_channel_without_positions_has_one():
+    layer, x = ours.FilterResponseNorm1d(4, learned_eps="channel"), data(3, 4).requires_grad_()
+    y = layer(x)
+    torch.testing.assert_close(y, (x / (x**2 + 1e-6 + 1e-4).sqrt()).clamp_min(0))
+    torch.testing.assert_close(layer(x.unsqueeze(2)).squeeze(2), y, rtol=0, atol=0)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(dx, torch.where(x > 0, 1.01e-4 / (x**2 + 1.01e-4) ** 1.5, 0.0), rtol=1e-3, atol=1e-6)
+
+
 def test_the_gradient_of_a_tie_goes_to_the_normalised_value():
     layer, x = ours.FilterResponseNorm2d(1), torch.zeros(1, 1, 2, 2, requires_grad=True)
     layer(x).sum().backward()

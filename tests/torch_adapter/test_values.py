@@ -14,6 +14,7 @@ from crossnorm.spec import (
     TRAIN,
     BatchNormSpec,
     BatchRenormSpec,
+    FilterResponseNormSpec,
     GroupNormSpec,
     InstanceNormSpec,
     LayerNormSpec,
@@ -64,6 +65,11 @@ def specs() -> Iterator[tuple[NormSpec, tuple[int, ...], Mode]]:
     yield BatchRenormSpec(channels=6, running_quantity="unbiased_variance"), (4, 6, 5, 5), TRAIN
     yield BatchRenormSpec(channels=6), (3, 6, 8, 7), INFERENCE
     yield BatchRenormSpec(channels=6, renorm_decay=0.9, scale=False), (3, 6, 8, 7), INFERENCE
+    yield FilterResponseNormSpec(channels=6), (3, 6, 8, 7), TRAIN
+    yield FilterResponseNormSpec(channels=6, eps=1e-3, learned_eps="scalar"), (4, 6, 28, 28), TRAIN
+    yield FilterResponseNormSpec(channels=6, learned_eps="channel", offset=False), (4, 6, 2), TRAIN
+    yield FilterResponseNormSpec(channels=6, scale=False, threshold="element", spatial=(9,)), (4, 6, 9), TRAIN
+    yield FilterResponseNormSpec(channels=4, threshold=None), (2, 4, 3, 4, 5), TRAIN
     yield SwitchableNormSpec(channels=6, decay=0.7), (3, 6, 8, 7), TRAIN
     yield SwitchableNormSpec(channels=6, eps=1e-3, variance="unbiased_instance"), (16, 6, 28, 28), TRAIN
     yield SwitchableNormSpec(channels=6, decay=None, pooled=True, variance="unbiased"), (4, 6, 31), TRAIN
@@ -151,7 +157,8 @@ def worst_units(spec: NormSpec, shape: tuple[int, ...], mode: Mode, dtype: str, 
     weights = {"scale": "weight", "offset": "bias", "mean_logits": "mean_weight", "variance_logits": "var_weight",
                "running_mean": "running_mean", "running_variance": "running_var",
                "running_standard_deviation": "running_std", "renorm_mean": "renorm_mean", "renorm_variance": "renorm_var",
-               "renorm_standard_deviation": "renorm_std", "batches_tracked": "num_batches_tracked"}  # fmt: skip
+               "renorm_standard_deviation": "renorm_std", "batches_tracked": "num_batches_tracked",
+               "learned_eps": "learned_eps", "threshold": "tau"}  # fmt: skip
     layer.load_state_dict({weights[name]: torch.tensor(arrays[name]) for name in arrays if name in weights}, strict=True)
     tensor = arrange(torch.tensor(x).to(DTYPES[dtype]), layout).requires_grad_()
     y = layer(tensor)
