@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ._base import as_channels_last, channels_last, positions, wide
 
+BLOCK = 2**20  # values that a processor's cache holds
+
 
 def dense(x: Tensor, last: bool) -> Tensor:
     """``x`` as the passes take it; ``last``: channels_last."""
@@ -24,10 +26,10 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Such digits are for differences between instances. They come from short runs of positions, whose errors average out.
     """
     if channels_last(x) or x.dtype == torch.float64:
-        mean = x.mean(list(range(2, x.dim())))
-        centred = x - _spread(mean, x)
-        rest = _mean(centred)
-        return mean, rest, _mean(centred.square_()) - rest.square()
+        # Some samples at a time, so that what is read again is still at hand.
+        parts = x.split(max(BLOCK // x[0].numel(), 1)) if x.is_cpu else (x,)
+        mean, rest, variance = (torch.cat(found) for found in zip(*map(_moments_in_steps, parts), strict=True))
+        return mean, rest, variance
     batch, channels, count = x.size(0), x.size(1), positions(x)
     runs = count // _length(count)
     # Group norm's output is thrown away, and still no other kernel that finds both is as fast.
@@ -37,6 +39,13 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     whole = means.mean(2)
     mean = whole.to(x.dtype)
     return mean, whole - mean, (deviations.square() + (means - whole[..., None]).square()).mean(2)
+
+
+def _moments_in_steps(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.mean(list(range(2, x.dim())))
+    centred = x - _spread(mean, x)
+    rest = _mean(centred)
+    return mean, rest, _mean(centred.square_()) - rest.square()
 
 
 def scaled(x: Tensor, factor: Tensor, constant: Tensor) -> Tensor:

@@ -478,6 +478,15 @@ def test_every_way_to_run_it_is_the_same(rank: int, options: dict[str, Any], tra
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", [1, 40, 80])
+def test_some_samples_at_a_time_are_as_all_of_them(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = data(3, 4, 5, 2).contiguous(memory_format=torch.channels_last)
+    expected = gradients(make(), x)
+    monkeypatch.setattr(ours._instances, "BLOCK", block)
+    for mine, plain in zip(gradients(make(), x), expected, strict=True):
+        assert torch.equal(mine, plain)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_inductor(training: bool) -> None:
