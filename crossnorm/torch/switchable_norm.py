@@ -127,6 +127,7 @@ def mixture(statistics: Statistics, arrays: Arrays, rule: Rule) -> tuple[Tensor,
 def _derived(statistics: Statistics, axis: int, estimator: str) -> tuple[Tensor, Tensor]:
     """Of all instances along ``axis`` together: the mean as its distance from each instance's, and the variance."""
     mean, rest, variance, count = statistics
+    # Relative to the first one, or the average of large means would lose digits.
     relative = mean - mean.narrow(axis, 0, min(mean.size(axis), 1)) + rest
     distance = _average(relative, [axis]) - relative
     if estimator == "unbiased_instance":
