@@ -140,6 +140,9 @@ class BatchRenormalization(ChannelLayer, keras.layers.Layer):
     With ``r_max=1, d_max=0`` outputs and gradients in training are those of our `BatchNormalization` bit for bit, and with a
     variance as the running quantity also its moving statistics and inference.
 
+    Speed, against our `BatchNormalization` on one processor thread in float32 (16x56x56x64, training, in `tf.function`): the
+    same time forward, with the gradient 1.0 times channels last and up to 1.08 times channels first.
+
     Shapes: rank 2 or more, the batch first, with a known size along ``axis``.
 
     Dtypes: any floating point; half precision is computed in float32.

@@ -101,6 +101,9 @@ class FilterResponseNormalization(ChannelLayer, keras.layers.Layer):
         threshold: the weight ``tau`` below which the output is cut off: one per ``"channel"``, or per ``"element"``, of shape
             (channels, *positions) wherever the channel axis is; None cuts nothing off.
 
+    Speed, against the same formulas composed of TensorFlow's operations on one processor thread in float32 (16x56x56x64, in
+    `tf.function`): channels last 1.1 to 1.2 times its time forward and 0.75 with the gradient, channels first 1.0 and 0.5.
+
     Shapes: rank 2 or more, the batch first, with a known size along ``axis``; for ``threshold="element"`` all sizes but the
     batch's are known, and the layer then takes inputs of these only.
 
