@@ -17,7 +17,7 @@ def norm(x: Tensor, axes: list[int], of_zeros: float) -> Tensor:
     zero = size == 0
     size = torch.where(zero, 1.0, size)
     small = x / size
-    # The root of 0 has no finite derivative, not even where it is thrown away.
+    # The root of 0 has no finite derivatives, not even where it is thrown away; nor has torch's own norm a second one.
     square = torch.where(zero, 1.0, (small * small).sum(axes, keepdim=True))
     return torch.where(zero, of_zeros, size * square.sqrt())
 
@@ -35,11 +35,13 @@ def with_eps(norm: Tensor, eps: float, place: str) -> Tensor:
 def centred(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
     """``x`` less its mean over ``axes``, and the mean; equal numbers leave exactly 0.
 
-    First a constant is taken away, on which nothing depends: the mean as it is rounded, or the number itself if all are equal.
+    First a constant is taken away, on which nothing depends: the mean as it is rounded, or the first number if that is as close
+    to it as rounding alone might be, as it is where all are equal.
     """
-    fixed = x.detach()
-    high, low = fixed.amax(axes, keepdim=True), fixed.amin(axes, keepdim=True)
-    pilot = torch.where(high == low, high, fixed.mean(axes, keepdim=True))
+    mean, first = x.detach().mean(axes, keepdim=True), x.detach()
+    for axis in axes:
+        first = first.narrow(axis, 0, 1)
+    pilot = torch.where((first - mean).abs() <= 2.0**-20 * mean.abs(), first, mean)
     shifted = x - pilot
     rest = shifted.mean(axes, keepdim=True)
     return shifted - rest, pilot + rest

@@ -38,8 +38,8 @@ def length(rule: Any, rows: Tensor) -> Tensor:
 
 def scaled(rule: Any, rows: Tensor, scale: Tensor | None) -> Tensor:
     """The effective weight."""
-    direction = rows / with_eps(length(rule, rows), rule.eps, rule.eps_place)
-    return direction if scale is None else direction * per_row(scale, rows)
+    denominator = with_eps(length(rule, rows), rule.eps, rule.eps_place)
+    return rows / denominator if scale is None else rows * (per_row(scale, rows) / denominator)
 
 
 @pure_of_weight

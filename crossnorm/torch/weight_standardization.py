@@ -37,8 +37,9 @@ def standardize(rule: Any, rows: Tensor, scale: Tensor | None) -> Tensor:
     else:
         denominator = with_eps(deviation, rule.eps, "added_to_square")
     # Without an eps, a row of equal numbers would be 0 / 0.
-    y = deviations / torch.where(denominator == 0, 1.0, denominator)
-    return y * (rule.factor if scale is None else rule.factor * per_row(scale, rows))
+    denominator = torch.where(denominator == 0, 1.0, denominator)
+    factor = rule.factor if scale is None else rule.factor * per_row(scale, rows)
+    return deviations * (factor / denominator)
 
 
 @pure_of_weight
