@@ -18,7 +18,7 @@ REGIMES = {
 }
 POLICY = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}
 WEIGHTS = {"scale": ("gamma", "scale"), "offset": ("beta",), "learned_eps": ("learned_epsilon",), "threshold": ("tau",)}
-WITH_MODES = ("batch_norm", "instance_norm", "batch_renorm")
+WITH_MODES = ("batch_norm", "instance_norm", "batch_renorm", "switchable_norm")
 
 
 def weight(layer, name):

@@ -71,6 +71,20 @@ def test_gradients_of_gradients(options):
     assert gradgradcheck(call, arrays)
 
 
+def test_the_learned_eps_counts_by_its_absolute_value():
+    x, found = data(3, 4, 3, 5), []
+    for sign in (1, -1, 0):
+        layer = make(learned_eps="scalar")
+        layer.learned_eps.data.mul_(sign)
+        y = layer(x)
+        y.pow(2).sum().backward()
+        found.append((y, layer.learned_eps.grad))
+    (positive, gradient), (negative, opposite), (_, at_zero) = found
+    torch.testing.assert_close(positive, negative, rtol=0, atol=0)
+    assert gradient == -opposite != 0
+    assert at_zero == 0
+
+
 def test_a_channel_without_positions_has_one():
     layer, x = ours.FilterResponseNorm1d(4, learned_eps="channel"), data(3, 4).requires_grad_()
     y = layer(x)
