@@ -229,13 +229,11 @@ def bounds(rule: Rule, batches: Tensor, like: Tensor) -> tuple[Tensor, Tensor, T
     """
     highest, lowest, farthest = rule.r_max, rule.r_min, rule.d_max
     ramp = _ramp(rule.r_max_steps, batches, like)
-    r_max = d_max = like.new_full([], float("inf"))
-    if highest is not None:
-        r_max = 1 + (highest - 1) * ramp
-    r_min = 1 / r_max if lowest is None else 1 + (lowest - 1) * ramp
-    if farthest is not None:
-        d_max = farthest * _ramp(rule.d_max_steps, batches, like)
-    return r_min, r_max, d_max
+    r_max = like.new_full([], float("inf")) if highest is None else 1 + (highest - 1) * ramp
+    r_min = r_max.reciprocal() if lowest is None else 1 + (lowest - 1) * ramp
+    if farthest is None:
+        return r_min, r_max, like.new_full([], float("inf"))
+    return r_min, r_max, farthest * _ramp(rule.d_max_steps, batches, like)
 
 
 def _ramp(steps: tuple[int, int] | None, batches: Tensor, like: Tensor) -> Tensor:
