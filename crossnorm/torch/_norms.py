@@ -6,30 +6,32 @@ import torch
 from torch import Tensor
 
 
-def largest(x: Tensor, axes: list[int]) -> Tensor:
-    """The largest absolute value over ``axes``, as a constant; the axes stay, of size 1."""
-    return torch.linalg.vector_norm(x.detach(), math.inf, axes, keepdim=True)
+def proportions(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """``x`` over its largest absolute value along ``axes``, and that value, a constant; that of zeros counts as 1.
+
+    What follows is of the order of 1, and so are its derivatives: nothing overflows or vanishes but what has to.
+    """
+    size = torch.linalg.vector_norm(x.detach(), math.inf, axes, keepdim=True)
+    size = torch.where(size == 0, 1.0, size)
+    return x / size, size
 
 
 def norm(x: Tensor, axes: list[int], of_zeros: float) -> Tensor:
-    """The Euclidean norm over ``axes``, kept. That of zeros counts as ``of_zeros``, a constant."""
-    size = largest(x, axes)
-    zero = size == 0
-    size = torch.where(zero, 1.0, size)
-    small = x / size
+    """The Euclidean norm of proportions over ``axes``, kept. That of zeros counts as ``of_zeros``, a constant."""
+    square = (x * x).sum(axes, keepdim=True)
+    zero = square == 0
     # The root of 0 has no finite derivatives, not even where it is thrown away; nor has torch's own norm a second one.
-    square = torch.where(zero, 1.0, (small * small).sum(axes, keepdim=True))
-    return torch.where(zero, of_zeros, size * square.sqrt())
+    return torch.where(zero, of_zeros, torch.where(zero, 1.0, square).sqrt())
 
 
-def with_eps(norm: Tensor, eps: float, place: str) -> Tensor:
-    """A denominator made of a norm, as the specifications' tables of ``eps_place`` have it."""
+def with_eps(norm: Tensor, size: Tensor, eps: float, place: str) -> Tensor:
+    """A denominator made of the norm of proportions, as the specifications' tables of ``eps_place`` have it, over ``size``."""
     if place == "maximum":
-        return norm.clamp_min(eps)
+        return torch.clamp_min(norm, eps / size)
     if place == "maximum_of_square":
-        return norm.clamp_min(math.sqrt(eps))
+        return torch.clamp_min(norm, math.sqrt(eps) / size)
     # At 0 hypot has no derivative.
-    return torch.hypot(norm, torch.full_like(norm, math.sqrt(eps))) if eps > 0 else norm
+    return torch.hypot(norm, math.sqrt(eps) / size) if eps > 0 else norm
 
 
 def centred(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from crossnorm.errors import Unsupported
 from crossnorm.spec import Mode, SpectralNormSpec
 
-from ._norms import largest, norm, with_eps
+from ._norms import norm, proportions, with_eps
 from ._weight import (
     Reparametrization,
     as_stored,
@@ -28,9 +28,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def unit(rule: Any, product: Tensor, before: Tensor) -> Tensor:
     """``product`` over its denominator; where its norm is 0, the vector as it was before."""
-    length = norm(product, [0], of_zeros=0.0)
-    denominator = with_eps(length, rule.eps, rule.eps_place)
-    return torch.where(length == 0, before, product / torch.where(length == 0, 1.0, denominator))
+    small, size = proportions(product, [0])
+    length = norm(small, [0], of_zeros=1.0)
+    return torch.where(product.any(), small / with_eps(length, size, rule.eps, rule.eps_place), before)
 
 
 def iterate(rule: Any, matrix: Tensor, u: Tensor, v: Tensor | None, iterations: int) -> tuple[Tensor, Tensor]:
@@ -50,9 +50,7 @@ def iterate(rule: Any, matrix: Tensor, u: Tensor, v: Tensor | None, iterations: 
 
 def divide(rows: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """``rows / sigma``. Where u and v are very short, sigma itself could vanish: it is found for a weight of size 1."""
-    size = largest(rows, list(range(rows.dim())))
-    size = torch.where(size == 0, 1.0, size)
-    small = rows / size
+    small, size = proportions(rows, list(range(rows.dim())))
     with full_precision(rows):
         sigma = u @ (small.flatten(1) @ v)
     return small / torch.where(sigma == 0, 1 / size, sigma)
@@ -120,7 +118,7 @@ class SpectralNorm(Reparametrization):
         super().__init__(spec, weight, groups)
         matrix = rows_first(weight.detach(), groups).flatten(1)
         u = torch.randn(spec.rows, dtype=matrix.dtype, device=matrix.device)
-        u, v = iterate(spec, matrix, u / norm(u, [0], of_zeros=1.0), None, spec.warm_up)
+        u, v = iterate(spec, matrix, u / torch.linalg.vector_norm(u), None, spec.warm_up)
         self.register_buffer("_u", u)
         self.register_buffer("_v", v if spec.stored == "uv" else None, persistent=spec.stored == "uv")
 
@@ -155,8 +153,6 @@ class SpectralNorm(Reparametrization):
     @torch.no_grad()
     def advance(self, raw: Tensor) -> None:
         """Iterate, and keep the vectors."""
-        if self.iterations == 0:
-            return
         self._check()
         u, v = iterate(self, rows_first(raw.detach(), self._groups).flatten(1), self._u, self._kept_v(), self.iterations)
         self._u.copy_(u)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from crossnorm.spec import Mode, WeightNormSpec
 
 from ._base import ArgumentError, wide
-from ._norms import centred, norm, with_eps
+from ._norms import centred, norm, proportions, with_eps
 from ._weight import (
     Reparametrization,
     all_but_rows,
@@ -30,16 +30,18 @@ from ._weight import (
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def length(rule: Any, rows: Tensor) -> Tensor:
-    """The norm of each row, or of the whole; ``rule`` has the specification's fields as attributes."""
+def with_norm(rule: Any, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Proportions, their norm for each row or for the whole, and the size; ``rule`` has the fields as attributes."""
     axes = all_but_rows(rows) if rule.norm_over == "row" else list(range(rows.dim()))
-    return norm(rows, axes, of_zeros=1.0)
+    small, size = proportions(rows, axes)
+    return small, norm(small, axes, of_zeros=1.0), size
 
 
 def scaled(rule: Any, rows: Tensor, scale: Tensor | None) -> Tensor:
     """The effective weight."""
-    denominator = with_eps(length(rule, rows), rule.eps, rule.eps_place)
-    return rows / denominator if scale is None else rows * (per_row(scale, rows) / denominator)
+    small, length, size = with_norm(rule, rows)
+    denominator = with_eps(length, size, rule.eps, rule.eps_place)
+    return small / denominator if scale is None else small * (per_row(scale, rows) / denominator)
 
 
 @pure_of_weight
@@ -91,8 +93,8 @@ class WeightNorm(Reparametrization):
         """The length and the direction that an assignment to the weight gives; a length of 0 counts as 1."""
         if not self.scale:
             return weight
-        found = length(self, rows_first(weight, self._groups)).to(weight.dtype)
-        return found.reshape(self._stored_shape()), weight
+        _, length, size = with_norm(self, rows_first(weight, self._groups))
+        return (size * length).to(weight.dtype).reshape(self._stored_shape()), weight
 
     def _stored_shape(self) -> list[int]:
         """The shape of the length: one for each row, along the row's dimension of the weight as it is stored."""
@@ -332,6 +334,6 @@ def _initialising(module: Any, changes: list[tuple[Tensor, Tensor]]) -> Iterator
 def _standardising(t: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and bias from the outputs (batch and positions, rows): equations (5) and (6)."""
     deviations, mean = centred(t, [0])
-    deviation = norm(deviations, [0], of_zeros=0.0) / math.sqrt(t.size(0))
-    deviation = torch.where(deviation == 0, 1.0, deviation)[0]
+    small, size = proportions(deviations, [0])
+    deviation = (size * norm(small, [0], of_zeros=math.sqrt(t.size(0))) / math.sqrt(t.size(0)))[0]
     return 1 / deviation, -mean[0] / deviation

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from crossnorm.spec import Mode, WeightStandardizationSpec
 
-from ._norms import centred, norm, with_eps
+from ._norms import centred, norm, proportions, with_eps
 from ._weight import (
     Reparametrization,
     all_but_rows,
@@ -29,17 +29,18 @@ def standardize(rule: Any, rows: Tensor, scale: Tensor | None) -> Tensor:
     axes = all_but_rows(rows)
     columns = rows.numel() // rows.size(0)
     deviations, _ = centred(rows, axes)
-    deviation = norm(deviations, axes, of_zeros=0.0) / math.sqrt(max(columns - rule.ddof, 1))
+    small, size = proportions(deviations, axes)
+    deviation = norm(small, axes, of_zeros=0.0) / math.sqrt(max(columns - rule.ddof, 1))
     if rule.eps_place == "deviation":
-        denominator = deviation + rule.eps
+        denominator = deviation + rule.eps / size
     elif rule.eps_place == "maximum":
-        denominator = with_eps(deviation, rule.eps / columns, "maximum_of_square")
+        denominator = with_eps(deviation, size, rule.eps / columns, "maximum_of_square")
     else:
-        denominator = with_eps(deviation, rule.eps, "added_to_square")
+        denominator = with_eps(deviation, size, rule.eps, "added_to_square")
     # Without an eps, a row of equal numbers would be 0 / 0.
     denominator = torch.where(denominator == 0, 1.0, denominator)
     factor = rule.factor if scale is None else rule.factor * per_row(scale, rows)
-    return deviations * (factor / denominator)
+    return small * (factor / denominator)
 
 
 @pure_of_weight

@@ -90,10 +90,11 @@ def test_checkpoints_of_other_rows_are_refused_with_the_remedy() -> None:
         transposed.load_state_dict(parametrizations.spectral_norm(nn.ConvTranspose1d(6, 4, 3)).state_dict())
 
 
+@pytest.mark.parametrize("always", ["training", "always"])
 @pytest.mark.parametrize("stored", ["u", "uv"])
-def test_iterates_once_for_each_training_pass_and_never_because_of_reading(stored: Any) -> None:
+def test_iterates_once_for_each_training_pass_and_never_because_of_reading(stored: Any, always: Any) -> None:
     torch.manual_seed(0)
-    module = ours.spectral_norm(nn.Linear(6, 4), stored=stored, warm_up=0)
+    module = ours.spectral_norm(nn.Linear(6, 4), stored=stored, warm_up=0, iterate=always)
     start = copy.deepcopy(module.state_dict())
     for training in (True, False):
         module.train(training)
@@ -124,8 +125,9 @@ def test_always_iterates_in_evaluation_too_and_keeps_nothing() -> None:
     assert all(torch.equal(array, start[name]) for name, array in module.state_dict().items())
 
 
-def test_no_iterations_no_change() -> None:
-    module = ours.spectral_norm(nn.Linear(6, 4), iterations=0)
+@pytest.mark.parametrize("stored", ["u", "uv"])
+def test_no_iterations_no_change(stored: Any) -> None:
+    module = ours.spectral_norm(nn.Linear(6, 4), iterations=0, stored=stored)
     start = copy.deepcopy(module.state_dict())
     module(torch.ones(1, 6))
     assert all(torch.equal(array, start[name]) for name, array in module.state_dict().items())
@@ -162,6 +164,37 @@ def test_the_gradient_goes_through_sigma_and_not_through_the_vectors() -> None:
     sigma = u @ w @ v
     torch.testing.assert_close(raw.grad, upstream / sigma - (upstream * w).sum() / sigma**2 * torch.outer(u, v))
     assert not u.requires_grad
+
+
+def test_a_sigma_of_0_counts_as_1_and_a_very_small_one_does_not() -> None:
+    spec = crossnorm.SpectralNormSpec(shape=(2, 2))
+    weight = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    state = {"u": torch.tensor([0.0, 1.0]), "v": torch.tensor([1.0, 0.0])}
+    y, _ = ours.functional.spectral_norm(spec, weight, {}, state, crossnorm.INFERENCE)
+    assert torch.equal(y, weight)
+    # u' W v is 1e-50, beyond the range of float32, and the effective weight 1e30 is not.
+    short = {"u": torch.tensor([1e-15, 0.0]), "v": torch.tensor([1e-15, 0.0])}
+    y, _ = ours.functional.spectral_norm(spec, weight * 0.5e-20, {}, short, crossnorm.INFERENCE)
+    torch.testing.assert_close(y, weight * 0.5e30)
+
+
+def test_iterates_in_single_precision_under_autocast() -> None:
+    torch.manual_seed(0)
+    module = ours.spectral_norm(nn.Linear(64, 32), warm_up=0)
+    twin, x = copy.deepcopy(module), torch.ones(2, 64)
+    twin(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(x)
+    for got, expected in zip(vectors(module), vectors(twin), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_checkpoint_without_v_takes_the_place_of_the_v_of_training() -> None:
+    torch.manual_seed(0)
+    module, other = (ours.spectral_norm(nn.Linear(6, 4), stored="u", warm_up=0) for _ in range(2))
+    module(torch.ones(2, 6))
+    module.load_state_dict(other.state_dict())
+    torch.testing.assert_close(module.train().weight, other.eval().weight)
 
 
 @pytest.mark.parametrize("stored", ["u", "uv"])
