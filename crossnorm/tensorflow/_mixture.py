@@ -9,6 +9,7 @@ Everything is a deviation from something near: the values from their instance's 
 and batch. Nothing is a difference of squares.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from crossnorm.spec import SwitchableNormSpec
 from ._arithmetic import Statistics, _sizes, values_per_channel
 from ._base import unbiased_variance
 
-# A sum adds up one value after the other, and the rounding errors grow with their number: so it adds up sums of about so many.
+# A sum adds up one value after the other, and the rounding errors grow with their number: so it adds up sums of so many at most.
+# Much shorter ones a compiler writes out one by one, which is slow.
 _BLOCK = 64
 
 
@@ -45,7 +47,8 @@ def _fold(x: tf.Tensor) -> tf.Tensor:
     if isinstance(size, int):
         if size <= _BLOCK:
             return x
-        block = next((divisor for divisor in range(_BLOCK, _BLOCK // 2, -1) if size % divisor == 0), _BLOCK)
+        even = math.ceil(size / math.ceil(size / _BLOCK))
+        block = next((divisor for divisor in range(_BLOCK, _BLOCK // 2, -1) if size % divisor == 0), even)
     parts, rest = size // block, size % block
     rows = tf.reshape(x, [left, size, right])
     exact = isinstance(rest, int) and rest == 0
@@ -57,12 +60,22 @@ def _fold(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(sums, [instances, before, channels, parts] if last else [instances, parts, channels, 1])
 
 
-def _sums(x: tf.Tensor, folds: int = 2) -> tf.Tensor:
-    """The sums over the positions of a channel view: (instances, channels)."""
-    folded = _fold(x)
-    if folded is x or folds == 0:
-        return tf.reduce_sum(tf.reduce_sum(folded, axis=3), axis=1)
-    return _sums(folded, folds - 1)
+def _total(parts: tf.Tensor) -> tf.Tensor:
+    """The sums over the positions of a small channel view: (instances, channels)."""
+    return tf.reduce_sum(tf.reduce_sum(parts, axis=3), axis=1)
+
+
+def _sums(x: tf.Tensor) -> tf.Tensor:
+    """The sums over the positions of a channel view: (instances, channels).
+
+    Where the parts are alike, as those of squares are, little is left to round of what each has more than the average.
+    """
+    parts = _fold(x)
+    if parts is x:
+        return _total(parts)
+    count = tf.cast(tf.maximum(values_per_channel(parts), 1), x.dtype)
+    average = _total(parts) / count
+    return average * count + _total(parts - _spread(average))
 
 
 def _spread(values: tf.Tensor) -> tf.Tensor:
@@ -75,17 +88,17 @@ def instance_moments(x: tf.Tensor):
     """The `Instances` of a channel view."""
     count = tf.cast(tf.maximum(values_per_channel(x), 1), x.dtype)
     parts = _fold(x)
-    pilot = _sums(parts) / count
+    pilot = tf.stop_gradient(_total(parts) / count)
     deviation = x - _spread(pilot)
     # What the pilot misses shows in sums of few values already.
-    rest = _sums(deviation if parts is x else parts - _fold(tf.ones_like(x[:1, :, :1])) * _spread(pilot)) / count
+    rest = _total(deviation if parts is x else parts - _fold(tf.ones_like(x[:1, :, :1])) * _spread(pilot)) / count
     variance = tf.maximum(_sums(deviation * deviation) / count - rest * rest, 0)
 
     def gradient(d_deviation: tf.Tensor, _: tf.Tensor, d_rest: tf.Tensor, d_variance: tf.Tensor) -> tf.Tensor:
         slope = 2 * d_variance / count
         return d_deviation + deviation * _spread(slope) + _spread(d_rest / count - rest * slope)
 
-    return Instances(deviation, tf.stop_gradient(pilot), rest, variance), gradient
+    return Instances(deviation, pilot, rest, variance), gradient
 
 
 @tf.custom_gradient
