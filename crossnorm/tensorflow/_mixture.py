@@ -20,8 +20,8 @@ from crossnorm.spec import SwitchableNormSpec
 from ._arithmetic import Statistics, _sizes, values_per_channel
 from ._base import unbiased_variance
 
-# A sum adds up one value after the other, and the rounding errors grow with their number: so it adds up sums of so many at most.
-# Much shorter ones a compiler writes out one by one, which is slow.
+# A sum adds up one value after the other, and the rounding errors grow with their number: so it adds up sums of so many at
+# most. Much shorter ones a compiler writes out one by one, which is slow.
 _BLOCK = 64
 
 
