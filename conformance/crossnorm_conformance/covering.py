@@ -50,7 +50,7 @@ def covering_rows(axes: Mapping[str, Sequence[object]]) -> list[Row]:
 
 
 def sparing(rows: Sequence[Row], axis: str, dear: object, cheap: object) -> list[Row]:
-    """The same rows with the ``dear`` value of an axis in no more of them than its pairs need; the others take the ``cheap`` one.
+    """The same rows with the ``dear`` value of an axis in no more of them than its pairs need; the rest take the ``cheap`` one.
 
     >>> rows = [{"a": 1, "b": 3}, {"a": 1, "b": 3}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
     >>> [row["b"] for row in sparing(rows, "b", 3, 4)]
