@@ -204,6 +204,9 @@ class Report:
                 per_axis[axis].update(values)
         return counts
 
+    def __str__(self) -> str:
+        return self.text()
+
     def text(self, width: int = 100) -> str:
         """The report as plain text."""
         console = Console(file=StringIO(), width=max(width, 100), no_color=True, highlight=False)
@@ -256,8 +259,34 @@ class Report:
         if len(failed) > most:
             console.print(f"... and {len(failed) - most} more failing checks")
         if failed:
+            for line in self.where():
+                console.print(f"WHERE {line}", markup=False)
             console.print("the first of them again:", style="bold")
             console.print(self.snippet(failed[0]), markup=False)
+
+    def where(self) -> list[str]:
+        """For each failing quantity the values of the axes outside of which it never fails: what the fault hangs on."""
+        found: dict[tuple[str, str], list[Check]] = {}
+        for check in self.checks:
+            if check.case in self.cases and check.verdict != UNSUPPORTED and check.question != "agreement":
+                found.setdefault((check.implementation, check.quantity), []).append(check)
+        lines = []
+        for (implementation, quantity), checks in found.items():
+            failed = [check for check in checks if check.verdict == FAIL]
+            if not failed:
+                continue
+            axes = []
+            for axis in ("dtype", "layer", "layout", "regime", "mode", "execution", "step", "variant"):
+                values = {str(self._axis(check, axis)) for check in checks}
+                guilty = {str(self._axis(check, axis)) for check in failed}
+                if guilty < values:
+                    axes.append(f"{axis} {', '.join(sorted(guilty))}")
+            only = f", only with {'; '.join(axes)}" if axes else ", everywhere"
+            lines.append(f"{implementation} {quantity}: {len(failed)} of {len(checks)} checks fail{only}")
+        return lines
+
+    def _axis(self, check: Check, axis: str) -> Any:
+        return getattr(check, axis) if axis in ("execution", "step") else self.cases[check.case][axis]
 
     def _matrix(self, device: str) -> Table:
         table = Table(title=f"worst rounding units on {device}", title_justify="left", title_style="bold")

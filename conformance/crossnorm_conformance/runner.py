@@ -102,7 +102,7 @@ def run(
 
     Raises:
         SpecError: an unknown method.
-        SuiteError: an unknown implementation or device, nothing to run, a register or a shard that is none, no folder for a file.
+        SuiteError: an unknown implementation or device, nothing to run, no such shard, register or folder.
     """
     outputs.check()
     for path in registers:

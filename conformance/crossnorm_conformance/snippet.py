@@ -22,8 +22,8 @@ print(rerun({implementation!r}, {fault!r}))
 
 
 def snippet(check: Check, case: Mapping[str, Any] | None, seed: int, place: str | None) -> str:
-    """The lines for a check. ``case`` is the case as a dictionary, None for a bad input; ``place`` is where the implementation is
-    found, None for a layer that was given to `crossnorm_conformance.check` and has no name to be found by."""
+    """The lines for a check. ``case`` is the case as a dictionary, None for a bad input; ``place`` is where the implementation
+    is found, None for a layer that was given to `crossnorm_conformance.check` and has no name to be found by."""
     if check.question == "divergences":
         return f"from crossnorm_conformance.divergences import show\n\nprint(show({check.case!r}))\n"
     if case is None:

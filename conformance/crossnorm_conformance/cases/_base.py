@@ -48,6 +48,8 @@ class Axes:
     layouts: Sequence[str] = ()
     layers: Sequence[str] = ()
     regimes: Sequence[str] = REGIMES
+    dtypes: Sequence[str] = DTYPES
+    modes: Sequence[str] = MODES
 
     def values(self) -> dict[str, Sequence[Any]]:
         """Every axis of the suite with its values."""
@@ -56,9 +58,9 @@ class Axes:
             "variant": tuple(self.variants),
             "shape": tuple(self.shapes),
             **place,
-            "dtype": DTYPES,
-            "regime": self.regimes,
-            "mode": MODES,
+            "dtype": tuple(self.dtypes),
+            "regime": tuple(self.regimes),
+            "mode": tuple(self.modes),
             "execution": EXECUTIONS,
         }
 
