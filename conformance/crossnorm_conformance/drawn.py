@@ -4,12 +4,13 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from crossnorm import CrossnormError
-from crossnorm.rounding import precision
+from crossnorm.rounding import accumulation, precision
 from crossnorm.spec import spec_class
 
 from .case import Case
@@ -19,7 +20,7 @@ from .implementations import Implementation
 from .oracle import QUANTITIES, oracle
 from .register import judge
 
-EXAMPLES = 40
+EXAMPLES = 100
 _QUESTIONS = tuple(QUANTITIES)
 
 
@@ -32,9 +33,10 @@ def check_drawn(
 
     def examine(case: Case) -> None:
         try:
-            oracle(case, seed)
+            answer = oracle(case, seed)
         except RuntimeError:
             assume(False)  # no inputs that keep off a kink
+        assume(not any(_vanishes(answer.exact[key].value, answer.stored[key]) for key in answer.exact))
         rows = [c for question in _QUESTIONS for c in check_quantities(question, implementation, case, "eager", device, seed)]
         broken = any(judge(check).verdict == FAIL for check in rows)
         (failed if broken else passed)[case.id] = (case, rows)
@@ -59,6 +61,12 @@ def check_drawn(
     return [check for _, rows in passed.values() for check in rows], [case for case, _ in passed.values()]
 
 
+def _vanishes(values: Any, dtype: str) -> bool:
+    """Whether some exact values lie below the normal numbers of the dtype that sums are formed in: nobody could store them."""
+    magnitude = np.abs(values)
+    return bool(((magnitude > 0) & (magnitude < np.finfo(accumulation(dtype)).tiny)).any())
+
+
 class _Found(Exception):
     """A case with a failing check; the argument is its id."""
 
@@ -70,7 +78,11 @@ def cases(draw: st.DrawFn, method: str) -> Case:
     dtype = draw(st.sampled_from(tuple(axes.dtypes)), label="dtype")
     fields = _fields(draw, method, axes.variants[draw(st.sampled_from(sorted(axes.variants)), label="variant")])
     regime = draw(st.sampled_from((*axes.regimes, "drawn", "drawn")), label="regime")
+    # Tiny weights below an eps that stays: the singular value is a product of their norms, and leaves the range.
+    assume(not (regime == "small" and fields.get("eps_place") == "added_to_square"))
     shape = _shape(draw, draw(st.sampled_from(tuple(axes.shapes)), label="rank"), fields)
+    # Outputs and inputs of a layer can be in two groups.
+    shape = tuple(2 * size for size in shape) if axes.layers else shape
     place = {"layer": draw(st.sampled_from(tuple(axes.layers)), label="layer")} if axes.layers else {}
     try:
         built = builder_of(method)(fields, shape, "plain" if regime == "drawn" else regime, *place.values())
@@ -88,6 +100,8 @@ def cases(draw: st.DrawFn, method: str) -> Case:
         mode=draw(st.sampled_from(tuple(axes.modes)), label="mode"),
         data=data,
     )
+    # torch's group norm refuses a sample that is alone with one value per group, and so does its drop-in.
+    assume(case.layer is not None or case.values_per_group > 1 or shape[0] > 1)
     return case
 
 
