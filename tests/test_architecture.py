@@ -33,6 +33,9 @@ ROOMS = {
     "crossnorm/tensorflow": {"crossnorm.spec", "crossnorm.errors", "tensorflow", "keras", "numpy"},
     "crossnorm/cli.py": {"crossnorm", "crossnorm.errors", "crossnorm.spec", "crossnorm_conformance", "typer", "rich"},
     f"{SUITE}/implementations": _SUITE_IMPORTS | {"crossnorm.torch", "crossnorm.tensorflow", "torch", "tensorflow", "keras"},
+    # Peers only: what it says of them must not lean on our own layers.
+    f"{SUITE}/divergences": _SUITE_IMPORTS
+    | {"torch", "tensorflow", "keras", "jax", "flax", "equinox", "onnx", "onnxruntime", "timm"},
     SUITE: _SUITE_IMPORTS,
 }
 WHY = """
