@@ -21,7 +21,8 @@ _SMALL = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The selection that the command line made. ``shard`` is (i, n): the i-th of n parts, (1, 1) the whole."""
+    """The selection that the command line made. ``shard`` is (i, n): the i-th of n parts, (1, 1) the whole; ``named``:
+    implementations were asked for by name, and nothing else is wanted."""
 
     methods: tuple[str, ...]
     implementations: tuple[str, ...]
@@ -29,6 +30,7 @@ class Plan:
     seed: int
     full: bool = False
     shard: tuple[int, int] = (1, 1)
+    named: bool = False
     absent: tuple[tuple[str, str], ...] = ()
 
     @classmethod
@@ -61,6 +63,7 @@ class Plan:
             seed=seed,
             full=full,
             shard=shard,
+            named=bool(implementations),
             absent=tuple(absent(implementations, full).items()),
         )
 

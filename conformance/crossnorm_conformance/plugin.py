@@ -18,6 +18,7 @@ from crossnorm import CrossnormError
 
 from .case import Case
 from .compare import FAIL, KNOWN, UNSUPPORTED, Check
+from .divergences import divergences
 from .implementations import SuiteError
 from .oracle import QUANTITIES, keys_of
 from .plan import Plan, every_id
@@ -116,10 +117,8 @@ def _drawn(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
 
 
 def _divergences(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
-    if not plan.full:
+    if not plan.full or plan.named:
         return []
-    from .divergences import divergences
-
     rows = {f"divergence-{row.number}-{row.title}": row for row in divergences() if row.method in plan.methods}
     return [(row, id, "divergences") for id, row in rows.items() if plan.holds(id)]
 

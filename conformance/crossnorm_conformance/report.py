@@ -180,7 +180,7 @@ class Report:
         """The checks of each (method, implementation), by question. An agreement stands in the rows of both."""
         cells: dict[tuple[str, str], dict[str, list[Check]]] = {}
         for check in self.checks:
-            for implementation in check.implementation.split(" = "):
+            for implementation in check.implementation.split(" = ") if check.question in QUESTIONS else ():
                 row = cells.setdefault((check.method, implementation), {})
                 row.setdefault(check.question, []).append(check)
         return {key: cells[key] for key in sorted(cells, key=self._order)}
@@ -229,6 +229,7 @@ class Report:
             "More than 32 units is a failure, for a parameter's gradient that sums n terms more than max(32, sqrt(n)).\n"
             "agreement: the framework's layer against its counterpart in the other framework, directly."
         )
+        self._divergences(console)
         if self.full:
             most = ", ".join(f"{name} {count}" for name, count in MOST_COMPILED.items())
             console.print(
@@ -263,6 +264,15 @@ class Report:
                 console.print(f"WHERE {line}", markup=False)
             console.print("the first of them again:", style="bold")
             console.print(self.snippet(failed[0]), markup=False)
+
+    def _divergences(self, console: Console) -> None:
+        rows = [check for check in self.checks if check.question == "divergences"]
+        if rows:
+            counts = Counter(check.verdict for check in rows)
+            console.print(
+                f"divergences between peers: {counts[KNOWN]} are as the catalogue says, {counts[FAIL]} have changed, "
+                f"{counts[UNSUPPORTED]} lack a peer; crossnorm_conformance.divergences has each in a sentence"
+            )
 
     def where(self) -> list[str]:
         """For each failing quantity the values of the axes outside of which it never fails: what the fault hangs on."""

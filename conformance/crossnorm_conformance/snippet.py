@@ -14,6 +14,11 @@ case = Case.from_dict(
 )
 {call}
 """
+_DIVERGENCE = """\
+from crossnorm_conformance.divergences import divergences
+
+print({{row.number: row for row in divergences()}}[{number}].demonstrate())
+"""
 _FAULT = """\
 from crossnorm_conformance import rerun
 
@@ -25,7 +30,7 @@ def snippet(check: Check, case: Mapping[str, Any] | None, seed: int, place: str 
     """The lines for a check. ``case`` is the case as a dictionary, None for a bad input; ``place`` is where the implementation
     is found, None for a layer that was given to `crossnorm_conformance.check` and has no name to be found by."""
     if check.question == "divergences":
-        return f"from crossnorm_conformance.divergences import show\n\nprint(show({check.case!r}))\n"
+        return _DIVERGENCE.format(number=check.case.split("-")[1])
     if case is None:
         return _FAULT.format(implementation=place or check.implementation, fault=check.case)
     text = "\n".join(f"    {line}" for line in pformat(dict(case), width=110, sort_dicts=False).splitlines())
