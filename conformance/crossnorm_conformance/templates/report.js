@@ -1,6 +1,6 @@
 "use strict";
-// What is shown stands in the address: #cell=device/method/question/implementation&row=...&find=...&verdict=..., so that it can be
-// sent to somebody, and the back button works. Texts of the data become text nodes, never markup.
+// What is shown stands in the address, so that it can be sent to somebody, and the back button works:
+// #cell=device/method/question/implementation&row=...&find=...&verdict=... Texts of the data become text nodes, never markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const [PASS, KNOWN, FAIL] = [0, 1, 2];
 const BOUND = 32;
@@ -82,7 +82,12 @@ const searched = (...words) => `-${words.join("-")}-`.toLowerCase();
 
 function byCell(things) {
   const cells = new Map();
-  for (const thing of things) for (const key of cellsOf(thing)) cells.has(key) ? cells.get(key).push(thing) : cells.set(key, [thing]);
+  for (const thing of things) {
+    for (const key of cellsOf(thing)) {
+      if (!cells.has(key)) cells.set(key, []);
+      cells.get(key).push(thing);
+    }
+  }
   return cells;
 }
 const runsOf = byCell(runs);
@@ -125,7 +130,8 @@ function heat({ units, bound, verdict }) {
   return bound ? 0.7 + 0.3 * Math.min(1, Math.log10(units / bound) / 3) : 1;
 }
 
-const excess = (check) => (check.units == null || !check.bound ? (check.verdict === PASS ? -1 : Infinity) : check.units / check.bound);
+const sized = (check) => check.units != null && check.bound;
+const excess = (check) => (sized(check) ? check.units / check.bound : check.verdict === PASS ? -1 : Infinity);
 const worstFirst = (a, b) => b.verdict - a.verdict || (excess(a) === excess(b) ? 0 : excess(b) - excess(a));
 const kindOf = (verdict) => data.verdicts[verdict].split(" ")[0];
 
@@ -241,7 +247,8 @@ function where(checks, wanted, implementation) {
     const words = values.map((value) => `-${value.toLowerCase()}-`);
     const pressed = words.every((word) => wanted.words.includes(word));
     const rest = wanted.words.filter((word) => !words.includes(word));
-    return { onclick: () => refine({ find: [(pressed ? rest : [...rest, ...words]).join(" ")], row: null }), "aria-pressed": pressed };
+    const find = (pressed ? rest : [...rest, ...words]).join(" ");
+    return { onclick: () => refine({ find: [find], row: null }), "aria-pressed": String(pressed) };
   };
   const colour = (found) => ({ class: `cell ${found.kind}`, style: `--t:${found.heat.toFixed(3)}`, type: "button" });
   const dtypes = ["float64", "float32", "float16", "bfloat16"].filter((name) => axes.dtype?.[name]);
@@ -253,24 +260,27 @@ function where(checks, wanted, implementation) {
       ...dtypes.map((name) => {
         if (!row[name]) return make("td");
         const found = summary(row[name]);
-        return make("td", null, make("button", { ...colour(found), ...only(regime, name), title: found.text }, found.size || found.text));
+        const attributes = { ...colour(found), ...only(regime, name), title: found.text };
+        return make("td", null, make("button", attributes, found.size || found.text));
       }),
     ))),
   );
-  const strips = Object.entries(axes).filter(([axis, values]) => !["regime", "dtype"].includes(axis) && Object.keys(values).length > 1);
+  const varies = ([axis, values]) => axis !== "regime" && axis !== "dtype" && Object.keys(values).length > 1;
+  const strips = Object.entries(axes).filter(varies);
+  const strip = ([axis, values]) => make(
+    "div", { class: "strip" }, make("span", null, axis),
+    make("div", null, ...Object.entries(values).map(([value, some]) => {
+      const found = summary(some);
+      const attributes = { ...colour(found), ...only(value), title: found.text };
+      attributes.class += " chip";
+      return make("button", attributes, value.replace(/^step/, ""), make("b", null, found.size || found.text));
+    })),
+  );
   if (!dtypes.length && !strips.length) return "";
   return make(
     "section", { class: "where" },
     dtypes.length ? make("div", null, make("h3", null, "worst units by regime and dtype"), grid) : null,
-    strips.length ? make("div", { class: "strips" }, make("h3", null, "and by everything else"), ...strips.map(([axis, values]) => make(
-      "div", { class: "strip" }, make("span", null, axis),
-      make("div", null, ...Object.entries(values).map(([value, some]) => {
-        const found = summary(some);
-        const attributes = { ...colour(found), ...only(value), title: found.text };
-        attributes.class += " chip";
-        return make("button", attributes, value.replace(/^step/, ""), make("b", null, found.size || found.text));
-      })),
-    ))) : null,
+    strips.length ? make("div", { class: "strips" }, make("h3", null, "and by everything else"), ...strips.map(strip)) : null,
   );
 }
 
@@ -291,8 +301,11 @@ function table(checks, state) {
       const parts = partsOf(check, state.cell[3]);
       const row = make(
         "tr", { class: "row", onclick: () => go({ row: shown.get(keyOf(rowKey(check))).open ? null : rowKey(check) }) },
-        make("td", null, make("button", { type: "button", class: `verdict ${kindOf(check.verdict)}`, "aria-expanded": "false" },
-          data.verdicts[check.verdict]), check.change == null ? null : make("span", { class: "changed" }, ` ${text(check.change)}`)),
+        make(
+          "td", null,
+          make("button", { class: `verdict ${kindOf(check.verdict)}`, "aria-expanded": "false" }, data.verdicts[check.verdict]),
+          check.change == null ? null : make("span", { class: "changed" }, ` ${text(check.change)}`),
+        ),
         named ? null : make("td", null, check.run.id),
         ...columns.map((name) => make("td", null, parts[name] ?? "")),
         make("td", null, check.quantity),
@@ -377,11 +390,12 @@ function detail(check, width) {
 }
 
 function notCompared(without) {
+  const sizes = (count, ids) => `${plural(count, "check")} of ${plural(ids.length, "case")}`;
   return make(
     "section", { class: "refused" }, make("h3", null, "what was not compared"),
     make("ul", null, ...without.sort((a, b) => b[1] - a[1]).map(([one, count, ids]) => make(
       "li", null, make("details", null,
-        make("summary", null, ...linked(one.reason), make("span", { class: "faint" }, ` ${plural(count, "check")} of ${plural(ids.length, "case")}`)),
+        make("summary", null, ...linked(one.reason), make("span", { class: "faint" }, ` ${sizes(count, ids)}`)),
         make("span", { class: "code" }, ids.join("\n"))),
     ))),
   );
@@ -397,11 +411,12 @@ let before = { page: "", matrix: "" };
 
 function render() {
   const state = read();
-  const wanted = { words: (state.find?.join("/") ?? "").toLowerCase().split(/\s+/).filter(Boolean), verdict: state.verdict?.[0] ?? "" };
+  const sought = state.find?.join("/") ?? "";
+  const wanted = { words: sought.toLowerCase().split(/\s+/).filter(Boolean), verdict: state.verdict?.[0] ?? "" };
   const filter = `${wanted.words.join(" ")}\n${wanted.verdict}`;
   const typing = document.activeElement === find;
   const opened = state.cell ? `${keyOf(state.cell)}\n${filter}` : "";
-  if (!typing) find.value = state.find?.join("/") ?? "";
+  if (!typing) find.value = sought;
   verdict.value = wanted.verdict;
   overview.hidden = Boolean(state.cell);
   page.hidden = !state.cell;
