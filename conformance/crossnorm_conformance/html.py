@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from crossnorm.rounding import bound
+from crossnorm import rounding
 from crossnorm.spec import SPECS
 
 from .compare import FAIL, KNOWN, PASS, UNSUPPORTED, Check
@@ -51,8 +51,8 @@ def html(report: Report, trend: Trend | None) -> str:
         failing=_failing(report),
         divergences=list(_divergences(report)),
         changes=_changes(trend) if trend else {},
-        legend=[(units, _heat(units, bound(1))) for units in _LEGEND],
-        bound=bound(1),
+        legend=[(units, _heat(units, rounding.bound(1))) for units in _LEGEND],
+        bound=rounding.bound(1),
         verdicts=(*_VERDICTS, UNSUPPORTED),
         most=_MOST_FAILING_CELLS,
         style=_template("report.css"),
@@ -137,12 +137,12 @@ def _heat_of(check: Check) -> float:
     return _heat(check.units, check.bound)
 
 
-def _heat(units: float, bound_: float) -> float:
+def _heat(units: float, bound: float) -> float:
     """The place on the colour scale, logarithmic: 0 up to a 32nd of the bound, 1/2 at the bound, 0.7 right above it, 1 from a
     thousand times the bound on."""
-    if units <= bound_:
-        return 0.5 * max(0.0, 1 + math.log(units / bound_, 32)) if units else 0.0
-    return 0.7 + 0.3 * min(1.0, math.log10(units / bound_) / 3) if bound_ else 1.0
+    if units <= bound:
+        return 0.5 * max(0.0, 1 + math.log(units / bound, 32)) if units else 0.0
+    return 0.7 + 0.3 * min(1.0, math.log10(units / bound) / 3) if bound else 1.0
 
 
 def _link(cell: Cell, check: Check | None = None) -> str:

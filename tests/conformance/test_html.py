@@ -17,7 +17,7 @@ import pytest
 from crossnorm_conformance.cases import cases_of, faults_of
 from crossnorm_conformance.compare import FAIL, KNOWN, PASS, UNSUPPORTED, Check
 from crossnorm_conformance.html import html
-from crossnorm_conformance.report import Report
+from crossnorm_conformance.report import Report, rounded
 from crossnorm_conformance.trend import Trend
 
 CHROMIUM = "/usr/bin/chromium"
@@ -44,7 +44,10 @@ def checks_of(case):
     known = "the kernel cancels (https://example.org/issues/1)"
     yield check_of(case, "torch.nn", question="gradients", quantity="dscale", units=3e5, verdict=KNOWN, reason=known)
     yield check_of(case, "crossnorm-torch = crossnorm-tensorflow", question="agreement", execution="eager/function")
-    yield check_of(case, "crossnorm-tensorflow", **unknown, verdict=UNSUPPORTED, reason="no device: no GPU is seen")
+    for step in (1, 2):
+        yield check_of(
+            case, "crossnorm-tensorflow", step=step, **unknown, verdict=UNSUPPORTED, reason="no device: no GPU is seen"
+        )
 
 
 def report_of(checks, cases=(), **more):
@@ -329,6 +332,24 @@ def test_an_address_opens_a_row_and_text_from_outside_stays_text(cases, tmp_path
     assert [text for _, text in page.all("p", **{"class": "reason"})] == [WRITTEN]
     assert not page.all("img")
     assert [text for _, text in page.all("h2") if "rms_norm" in text] == ["rms_norm outputs torch.nn on cpu"]
+
+
+def test_the_page_of_a_cell_has_the_worst_first_and_says_where(cases, tmp_path):
+    kinds = [(2.0, PASS), (9.0, PASS), (70.0, FAIL), (3e4, KNOWN), (400.0, FAIL)]
+    units = dict(zip(cases, kinds, strict=False))
+    checks = [check_of(case, "torch.nn", units=size, verdict=verdict) for case, (size, verdict) in units.items()]
+    path = tmp_path / "report.html"
+    path.write_text(html(report_of(checks, cases), None), encoding="utf-8")
+    page = browsed(path, "#cell=cpu/rms_norm/outputs/torch.nn", tmp_path)
+    assert [text for _, text in page.all("td", **{"class": "units"})] == ["4e2", "70.0", "3e4", "9.0", "2.0"]
+    verdicts = [text for a, text in page.all("button") if a.get("class", "").startswith("verdict")]
+    assert verdicts == [FAIL, FAIL, KNOWN, PASS, PASS]
+    worst = {}
+    for case, (size, _) in sorted(units.items(), key=lambda one: one[1]):
+        worst[case.regime, case.dtype] = rounded(size)
+    heat = [text for a, text in page.all("button") if re.fullmatch("cell (pass|known|fail)", a.get("class", ""))]
+    assert sorted(heat) == sorted(worst.values())
+    assert {text for a, text in page.all("th", scope="row")} >= {regime for regime, _ in worst}
 
 
 def test_a_filter_that_lets_all_through_changes_no_cell(report, tmp_path):
