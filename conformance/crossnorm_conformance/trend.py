@@ -59,7 +59,7 @@ class Trend:
         for name in names[:4]:
             for a, b in getattr(self, name)[:most]:
                 console.print(f"  {name}: {b.implementation} [{b.execution}, {b.device}] {b.case} {b.quantity} step {b.step}: "
-                              f"{_told(a)} -> {_told(b)}")  # fmt: skip
+                              f"{told(a)} -> {told(b)}")  # fmt: skip
 
 
 def _rises(a: float | None, b: float | None) -> bool:
@@ -71,5 +71,6 @@ def _distance(change: Change) -> float:
     return abs(units[-1] - units[0])
 
 
-def _told(check: Check) -> str:
+def told(check: Check) -> str:
+    """A verdict with its size."""
     return check.verdict if check.units is None else f"{check.verdict} at {rounded(check.units)} units"
