@@ -212,4 +212,4 @@ def _measured(labels: Mapping[str, Any], case: Case, errors: Array, got: Array, 
 def _worst(units: float, got: Any, want: Any, unit: float, element: tuple[int, ...]) -> str:
     """Where the error is largest, what was got and what was wanted there."""
     place = f" at [{', '.join(map(str, element))}]" if element else ""
-    return f"{units:.3g} units{place}: got {got!r}, want {want!r}, one unit is {unit:.3g}"
+    return f"{units:.3g} units{place}: got {got}, want {want}, one unit is {unit:.3g}"

@@ -21,7 +21,7 @@ from crossnorm import rounding
 from crossnorm.spec import SPECS
 
 from .compare import FAIL, KNOWN, PASS, UNSUPPORTED, Check
-from .report import QUESTIONS, Report, _cell, rounded
+from .report import QUESTIONS, Report, cell_text, rounded
 from .trend import Trend, told
 
 Cell = tuple[str, str, str, str]
@@ -124,7 +124,7 @@ def _shown(cell: Cell, checks: Sequence[Check]) -> dict[str, Any]:
     kind = next(name for name in (FAIL, KNOWN, PASS, UNSUPPORTED) if name in verdicts)
     return {
         "link": _link(cell),
-        "text": _cell(list(checks)).plain,
+        "text": cell_text(list(checks)).plain,
         "kind": kind.split()[0],
         "heat": max((_heat_of(check) for check in compared), default=None),
     }

@@ -180,7 +180,8 @@ class Report:
         """The checks of each (method, implementation), by question. An agreement stands in the rows of both."""
         cells: dict[tuple[str, str], dict[str, list[Check]]] = {}
         for check in self.checks:
-            for implementation in check.implementation.split(" = ") if check.question in QUESTIONS else ():
+            names = dict.fromkeys(check.implementation.split(" = ")) if check.question in QUESTIONS else ()
+            for implementation in names:
                 row = cells.setdefault((check.method, implementation), {})
                 row.setdefault(check.question, []).append(check)
         return {key: cells[key] for key in sorted(cells, key=self._order)}
@@ -308,7 +309,7 @@ class Report:
         for (name, implementation), questions in self.cells().items():
             if method and name != method:
                 table.add_section()
-            cells = [_cell([c for c in questions.get(q, []) if c.device in (device, "")]) for q in QUESTIONS]
+            cells = [cell_text([c for c in questions.get(q, []) if device in c.device.split("/")]) for q in QUESTIONS]
             table.add_row(name if name != method else "", implementation, *cells)
             method = name
         return table
@@ -353,7 +354,7 @@ def rounded(units: float) -> str:
     return f"{units:.1f}" if units < 100 else f"{units:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
-def _cell(checks: list[Check]) -> Text:
+def cell_text(checks: list[Check]) -> Text:
     """The worst units and what is registered or fails, in the colour of the worst verdict."""
     if not checks:
         return Text("")
