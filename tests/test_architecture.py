@@ -32,7 +32,8 @@ ROOMS = {
     "crossnorm/torch": {"crossnorm.spec", "crossnorm.errors", "torch", "numpy"},
     "crossnorm/tensorflow": {"crossnorm.spec", "crossnorm.errors", "tensorflow", "keras", "numpy"},
     "crossnorm/cli.py": {"crossnorm", "crossnorm.errors", "crossnorm.spec", "crossnorm_conformance", "typer", "rich"},
-    f"{SUITE}/implementations": _SUITE_IMPORTS | {"crossnorm.torch", "crossnorm.tensorflow", "torch", "tensorflow", "keras"},
+    f"{SUITE}/implementations": _SUITE_IMPORTS
+    | {"crossnorm.torch", "crossnorm.tensorflow", "torch", "tensorflow", "keras", "jax"},
     SUITE: _SUITE_IMPORTS,
 }
 WHY = """

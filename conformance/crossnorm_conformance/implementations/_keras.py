@@ -12,7 +12,7 @@ from crossnorm.spec import PEERS, SPECS
 from ..case import Arrays, Case
 from ..cases import Fault
 from . import Misuse, Result
-from ._keras_tensors import Step, dense, result, state_of
+from ._keras_tensors import Step, dense, given, result, state_of
 from ._keras_weights import run_weights
 
 STATE = {
@@ -111,7 +111,8 @@ class KerasImplementation:
         return self.unstrided if case.layer is None and case.layout == "strided" else ""
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
-        with keras.device("gpu:0" if device == "cuda" else "cpu:0"):
+        # Not "cpu:0": torch takes it for another device than "cpu", and the variables of Keras would be copies, no leaves.
+        with keras.device("gpu:0" if device == "cuda" else "cpu"):
             if case.layer is not None:
                 return run_weights(self, case.layer, case, arrays, execution)
             layer = self.build(case)
@@ -119,7 +120,7 @@ class KerasImplementation:
             _load(layer, arrays)
             layer.trainable = case.mode != "frozen"
             run = self.stepper(execution)
-            results: dict[tuple[int, str], Result] = {}
+            results: dict[tuple[int, str], Result | None] = {}
             for step, mode in case.steps:
                 # Keras freezes by trainable=False under training=True; that is the frozen mode to be tested. Inference is
                 # what a layer does that is told nothing.
@@ -137,7 +138,7 @@ class KerasImplementation:
                 for array in case.spec.state:
                     if self.shows(case, array.name):
                         results[step, array.name] = result(getattr(layer, STATE[array.name]).value)
-            return results
+            return given(results)
 
     def inexpressible(self, fault: Fault) -> str:
         return ""

@@ -31,11 +31,18 @@ def call(layer: keras.layers.Layer, x: Any, training: bool | None) -> Any:
     return layer(x, training=True) if training and layer._call_has_training_arg else layer(x)
 
 
-def result(values: Any, arrange: Callable[[Any], Any] = np.asarray) -> Result:
-    """A tensor as NumPy has it; bfloat16, which NumPy lacks, as float32."""
+def result(values: Any, arrange: Callable[[Any], Any] = np.asarray) -> Result | None:
+    """A tensor as NumPy has it; bfloat16, which NumPy lacks, as float32. A gradient that is missing stays so."""
+    if values is None:
+        return None
     dtype = keras.backend.standardize_dtype(values.dtype)
     held = keras.ops.convert_to_numpy(values)
     return Result(np.array(arrange(held.astype(np.float32) if dtype == "bfloat16" else held)), dtype)
+
+
+def given(results: dict[tuple[int, str], Result | None]) -> dict[tuple[int, str], Result]:
+    """Those that there are."""
+    return {key: value for key, value in results.items() if value is not None}
 
 
 def state_of(layer: keras.layers.Layer | None) -> dict[str, Any]:

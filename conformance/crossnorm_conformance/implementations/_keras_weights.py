@@ -10,7 +10,7 @@ from ..case import Arrays, Case
 from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
-from ._keras_tensors import Step, dense, policy, result
+from ._keras_tensors import Step, dense, given, policy, result
 
 
 class Reparametrizes(Protocol):
@@ -67,10 +67,10 @@ def run_weights(
     wrapper.trainable = case.mode != "frozen"
     run = implementation.stepper(execution)
 
-    def to_spec(values: Any) -> Result:
+    def to_spec(values: Any) -> Result | None:
         return result(values, lambda v: layer.arrange(_from_keras(layer, v), spec))
 
-    results: dict[tuple[int, str], Result] = {}
+    results: dict[tuple[int, str], Result | None] = {}
     for step, mode in case.steps:
         kernel.assign(_to_keras(layer, layer.restore(arrays.values[f"weight{step}"], spec)))
         training = True if mode.update_running or case.mode == "frozen" else None
@@ -94,7 +94,7 @@ def run_weights(
         for array in spec.state:
             variable = held[array.name]
             results[step, array.name] = result(variable.value, lambda v, shape=array.shape: v.reshape(shape))
-    return results
+    return given(results)
 
 
 def _moved(values: Any) -> Any:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 
 from ._keras_backend import NativeLayers, demand_backend
@@ -50,12 +51,14 @@ def _step(
     """What ``stateless_call`` does, but with the casts of a call: a layer on its own has them in ``__call__``."""
 
     def forward(trainable: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        held = [*zip(layer.trainable_variables, trainable, strict=True), *zip(layer.non_trainable_variables, other, strict=True)]
-        with keras.StatelessScope(state_mapping=held) as scope:
+        variables = (*layer.trainable_variables, *layer.non_trainable_variables)
+        with keras.StatelessScope(state_mapping=zip(variables, (*trainable, *other), strict=True)) as scope:
             y = call(layer, x, training)
         return y, [scope.get_current_value(v) for v in layer.non_trainable_variables]
 
     y, pull, state = jax.vjp(forward, trainable, x, has_aux=True)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        return y, None, [None] * len(trainable), state
     gradients, dx = pull(upstream)
     return y, dx, gradients, state
 
