@@ -20,6 +20,7 @@ SUITE = "conformance/crossnorm_conformance"
 
 _SUITE_IMPORTS = {"crossnorm", "crossnorm.spec", "crossnorm.errors", "crossnorm.reference", "crossnorm.rounding", "numpy"}
 _SUITE_IMPORTS |= {"pytest", "xdist", "hypothesis", "rich", "typer", "jinja2", "crossnorm_conformance"}
+_PEERS = {"torch", "tensorflow", "keras", "jax", "flax", "equinox", "onnx", "onnxruntime", "timm"}
 
 # What each room may import beside the standard library and itself. The first entry that holds a file is its room.
 ROOMS = {
@@ -32,10 +33,9 @@ ROOMS = {
     "crossnorm/torch": {"crossnorm.spec", "crossnorm.errors", "torch", "numpy"},
     "crossnorm/tensorflow": {"crossnorm.spec", "crossnorm.errors", "tensorflow", "keras", "numpy"},
     "crossnorm/cli.py": {"crossnorm", "crossnorm.errors", "crossnorm.spec", "crossnorm_conformance", "typer", "rich"},
-    f"{SUITE}/implementations": _SUITE_IMPORTS | {"crossnorm.torch", "crossnorm.tensorflow", "torch", "tensorflow", "keras"},
+    f"{SUITE}/implementations": _SUITE_IMPORTS | {"crossnorm.torch", "crossnorm.tensorflow"} | _PEERS,
     # Peers only: what it says of them must not lean on our own layers.
-    f"{SUITE}/divergences": _SUITE_IMPORTS
-    | {"torch", "tensorflow", "keras", "jax", "flax", "equinox", "onnx", "onnxruntime", "timm"},
+    f"{SUITE}/divergences": _SUITE_IMPORTS | _PEERS,
     SUITE: _SUITE_IMPORTS,
 }
 WHY = """

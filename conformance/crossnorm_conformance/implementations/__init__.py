@@ -95,6 +95,8 @@ _BUILT_IN = {
     "torch.nn": Place("torch", "torch_nn"),
     "torch.nn.utils": Place("torch", "torch_hooks"),
     "keras.layers": Place("tensorflow", "keras_layers"),
+    "keras-on-torch": Place("torch", "keras_on_torch", witness=True, environment={"KERAS_BACKEND": "torch"}),
+    "keras-on-jax": Place("jax", "keras_on_jax", witness=True, environment={"KERAS_BACKEND": "jax"}),
 }
 _GROUP = "crossnorm.implementations"
 

@@ -1,84 +1,22 @@
-"""What the two TensorFlow implementations share: axes from layouts, the steps of a case, graph execution."""
+"""Keras layers on the TensorFlow backend: gradients by a tape, ``tf.function``, devices."""
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from crossnorm import NormSpec, WeightSpec
-from crossnorm.spec import PEERS, SPECS
-
-from ..case import Arrays, Case
-from ..cases import Fault
-from . import Misuse, Result
-from ._tensorflow_tensors import result, state_of
-from ._tensorflow_weights import run_weights
-
-STATE = {
-    "running_mean": "moving_mean",
-    "running_variance": "moving_variance",
-    "running_standard_deviation": "moving_stddev",
-    "renorm_mean": "renorm_mean",
-    "renorm_variance": "renorm_variance",
-    "renorm_standard_deviation": "renorm_stddev",
-    "batches_tracked": "batches_tracked",
-}
-PARAMETERS = {
-    "scale": ("gamma", "scale"),
-    "offset": ("beta",),
-    "mean_logits": ("mean_logits",),
-    "variance_logits": ("variance_logits",),
-    "learned_eps": ("learned_epsilon",),
-    "threshold": ("tau",),
-}
-
+from ._keras import KerasImplementation
+from ._keras_tensors import Step, call
 
 # Several processes, and torch in each of them, share one GPU.
 for _gpu in tf.config.list_physical_devices("GPU"):
     tf.config.experimental.set_memory_growth(_gpu, True)
 
 
-class TensorFlowImplementation:
-    """Runs a ``keras.layers.Layer``; subclasses say which one, and how they reparametrize a linear one."""
+class TensorFlowImplementation(KerasImplementation):
+    """What is TensorFlow's; subclasses say which layers."""
 
-    name: str
-    framework = "keras"
-    native: str | None = None
-
-    def methods(self) -> tuple[str, ...]:
-        """The methods that it has."""
-        return tuple(SPECS)
-
-    def build(self, case: Case) -> keras.layers.Layer:
-        """The layer of the case, not built yet."""
-        raise NotImplementedError
-
-    def misbuild(self, fault: Fault) -> keras.layers.Layer:
-        """The layer of a fault, its arguments as a user would pass them."""
-        cls, extra = self.layer_class(fault.spec)
-        return cls(**extra, **native_arguments(fault.spec, fault.arguments), axis=fault_axis(fault))
-
-    def layer_class(self, spec: NormSpec) -> tuple[type[keras.layers.Layer], dict[str, Any]]:
-        """The class of a method's layer, and the arguments that make it that method."""
-        raise NotImplementedError
-
-    def wrap(self, case: Case, layer: keras.layers.Layer) -> keras.layers.Layer:
-        """The wrapper that reparametrizes the layer, not built yet."""
-        raise NotImplementedError
-
-    def held(self, case: Case, wrapper: keras.layers.Layer) -> dict[str, keras.Variable]:
-        """What a wrapper holds beside the raw weight: ``"scale"``, ``"u"`` and ``"v"``."""
-        raise NotImplementedError
-
-    def effective(self, wrapper: keras.layers.Layer) -> tf.Tensor:
-        """The weight that the last call used, as Keras stores it."""
-        raise NotImplementedError
-
-    def misuse_weights(self, fault: Fault) -> Misuse:
-        """Ask for a reparametrization that cannot be."""
-        raise NotImplementedError
+    unstrided = "TensorFlow tensors have no strides"
 
     def versions(self) -> dict[str, str]:
         return {"tensorflow": tf.__version__, "keras": keras.__version__}
@@ -87,68 +25,10 @@ class TensorFlowImplementation:
         return ("cpu", "cuda") if tf.config.list_physical_devices("GPU") else ("cpu",)
 
     def executions(self) -> tuple[str, ...]:
-        return ("eager", "function")
+        return ("eager", "function", "xla")
 
-    def shows(self, case: Case, quantity: str) -> bool:
-        # Keras counts batches only where an average over all of them, or a schedule, needs the number.
-        needed = getattr(case.spec, "decay", 0) is None or any(
-            getattr(case.spec, steps, None) for steps in ("r_max_steps", "d_max_steps")
-        )
-        return quantity != "batches_tracked" or needed
-
-    def unsupported(self, case: Case, device: str) -> str:
-        return self.lacks(case) if device in self.devices() else f"no device {device}"
-
-    def lacks(self, case: Case) -> str:
-        """What TensorFlow or the layer has no means for; empty if it has."""
-        if case.layer is not None:
-            return ""
-        return "TensorFlow tensors have no strides" if case.layout == "strided" else ""
-
-    def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
-        with tf.device("/GPU:0" if device == "cuda" else "/CPU:0"):
-            if case.layer is not None:
-                return run_weights(self, case.layer, case, arrays, execution)
-            layer = self.build(case)
-            layer.build(_to_layout(case, np.empty(case.shape)).shape)
-            _load(layer, arrays)
-            layer.trainable = case.mode != "frozen"
-            run = _traced(case) if execution == "function" else _step
-            results: dict[tuple[int, str], Result] = {}
-            for step, mode in case.steps:
-                # Keras freezes by trainable=False under training=True; that is the frozen mode to be tested. Inference is
-                # what a layer does that is told nothing.
-                training = True if mode.update_running or case.mode == "frozen" else None
-                x = tf.cast(_to_layout(case, arrays.values[f"x{step}"]), case.dtype)
-                upstream = tf.cast(_to_layout(case, arrays.values[f"upstream{step}"]), case.dtype)
-                y, dx, gradients = run(layer, x, upstream, training)
-                results[step, "y"] = result(y, lambda v: _from_layout(case, v))
-                if case.differentiates(step):
-                    results[step, "dx"] = result(dx, lambda v: _from_layout(case, v))
-                    for parameter in case.spec.parameters if case.mode != "frozen" else ():
-                        results[step, f"d{parameter.name}"] = result(gradients[_weight(layer, parameter.name).path])
-                for array in case.spec.state:
-                    if self.shows(case, array.name):
-                        results[step, array.name] = result(getattr(layer, STATE[array.name]).value)
-            return results
-
-    def inexpressible(self, fault: Fault) -> str:
-        return ""
-
-    def misuse(self, fault: Fault) -> Misuse:
-        if isinstance(fault.spec, WeightSpec):
-            return self.misuse_weights(fault)
-        before: dict[str, Any] = {}
-        layer = None
-        try:
-            layer = self.misbuild(fault)
-            # Built for good input first: what is asked is whether bad input harms a working layer.
-            layer.build((None, *good_shape(fault)[1:]))
-            before = state_of(layer)
-            layer(tf.ones(fault.shape, fault.dtype), training=True)
-        except Exception as error:
-            return Misuse(error, before, state_of(layer))
-        return Misuse(None, before, state_of(layer))
+    def stepper(self, execution: str) -> Step:
+        return _step if execution == "eager" else _traced(xla=execution == "xla")
 
 
 def _step(
@@ -156,95 +36,24 @@ def _step(
 ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
     variables = {v.path: v.value for v in layer.trainable_variables}
     with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x, training=True) if training and layer._call_has_training_arg else layer(x)
-    dx, gradients = tape.gradient(y, (x, variables), output_gradients=upstream)
-    return y, dx, gradients
+        # Ids have no gradient.
+        if x.dtype.is_floating:
+            tape.watch(x)
+        y = call(layer, x, training)
+    dx, gradients = tape.gradient(y, (x if x.dtype.is_floating else [], variables), output_gradients=upstream)
+    # A gradient of an embedding is a list of rows.
+    return y, dx, {path: None if g is None else tf.convert_to_tensor(g) for path, g in gradients.items()}
 
 
-def _traced(case: Case) -> Callable[..., tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]]:
-    """The step as a graph that does not know the size of the batch."""
-    signature = tf.TensorSpec([None, *_to_layout(case, np.empty(case.shape)).shape[1:]], case.dtype)
+def _traced(xla: bool) -> Step:
+    """The step as a graph that does not know the size of the batch, until XLA compiles it."""
     traces: dict[bool | None, Any] = {}
 
     def run(layer: keras.layers.Layer, x: tf.Tensor, upstream: tf.Tensor, training: bool | None) -> Any:
         if training not in traces:
             step = lambda x, upstream: _step(layer, x, upstream, training)  # noqa: E731
-            traces[training] = tf.function(step, input_signature=[signature, signature])
+            signature = [tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for tensor in (x, upstream)]
+            traces[training] = tf.function(step, input_signature=signature, jit_compile=xla)
         return traces[training](x, upstream)
 
     return run
-
-
-def _to_layout(case: Case, values: Any) -> Any:
-    if case.layout == "channels_last":
-        return np.moveaxis(values, 1, -1)
-    if case.layout == "leading":
-        return _normalized_first(case, values)
-    return values
-
-
-def _from_layout(case: Case, values: Any) -> Any:
-    if case.layout == "channels_last":
-        return np.moveaxis(values, -1, 1)
-    if case.layout == "leading":
-        return _normalized_last(case, values)
-    return values
-
-
-def _normalized_first(case: Case, values: Any) -> Any:
-    count = len(case.spec.parameter_shape)
-    rank = values.ndim
-    return np.moveaxis(values, range(rank - count, rank), range(1, 1 + count))
-
-
-def _normalized_last(case: Case, values: Any) -> Any:
-    count = len(case.spec.parameter_shape)
-    rank = values.ndim
-    return np.moveaxis(values, range(1, 1 + count), range(rank - count, rank))
-
-
-def axis_of(case: Case) -> int | list[int]:
-    """The axis argument that the layout stands for."""
-    if hasattr(case.spec, "channels"):
-        return -1 if case.layout == "channels_last" else 1
-    count = len(case.spec.parameter_shape)
-    axes = list(range(1, 1 + count)) if case.layout == "leading" else list(range(-count, 0))
-    return axes if count > 1 else axes[0]
-
-
-def fault_axis(fault: Fault) -> int | list[int]:
-    """Channels first, as the shapes of the faults are written; an empty normalized shape is an empty list of axes."""
-    if hasattr(fault.spec, "channels"):
-        return 1
-    return list(range(-len(fault.arguments.get("shape", fault.spec.parameter_shape)), 0))
-
-
-def good_shape(fault: Fault) -> tuple[int, ...]:
-    """An input that the fault's specification accepts."""
-    if hasattr(fault.spec, "channels"):
-        return (2, fault.spec.channels, 3, 3)
-    return (2, *fault.spec.parameter_shape)
-
-
-def native_arguments(spec: NormSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor arguments of Keras for a specification's fields, by the names that the presets give them."""
-    arguments = PEERS[spec.method]["keras"].arguments
-    fields = {name: changes.get(name, getattr(spec, name)) for name in arguments}
-    return {arguments[name].name: arguments[name].native(value) for name, value in fields.items()}
-
-
-def _weight(layer: keras.layers.Layer, role: str) -> keras.Variable:
-    for name in PARAMETERS[role]:
-        if isinstance(getattr(layer, name, None), keras.Variable):
-            return getattr(layer, name)
-    raise AttributeError(f"{layer.name} has no weight for {role}")
-
-
-def _load(layer: keras.layers.Layer, arrays: Arrays) -> None:
-    for role in PARAMETERS:
-        if role in arrays.values:
-            _weight(layer, role).assign(arrays.values[role])
-    for role, name in STATE.items():
-        if role in arrays.values and getattr(layer, name, None) is not None:
-            getattr(layer, name).assign(arrays.values[role])

@@ -13,9 +13,12 @@ def tensor(values: Any, dtype: str, layout: str, device: str, channels: bool) ->
     dense = torch.from_numpy(np.array(values)).to(device=device, dtype=getattr(torch, dtype))
     if layout == "channels_last" and channels:
         return dense.movedim(1, -1).contiguous().movedim(-1, 1)
-    if layout == "strided":
-        return torch.stack((dense, dense.flip(0)), dim=-1)[..., 0]
-    return dense
+    return strided(dense) if layout == "strided" else dense
+
+
+def strided(dense: torch.Tensor) -> torch.Tensor:
+    """The same values with something else in between."""
+    return torch.stack((dense, dense.flip(0)), dim=-1)[..., 0]
 
 
 def result(values: torch.Tensor | None, shape: tuple[int, ...] | None = None) -> Result | None:

@@ -13,9 +13,10 @@ from crossnorm import NormSpec, SpectralNormSpec
 from ..case import Case
 from ..cases import Fault
 from . import Misuse
-from ._tensorflow import TensorFlowImplementation, axis_of
-from ._tensorflow_tensors import policy
-from ._tensorflow_weights import misuse_weights
+from ._keras import axis_of
+from ._keras_tensors import policy
+from ._keras_weights import misuse_weights
+from ._tensorflow import TensorFlowImplementation
 from .keras_layers import IMPLEMENTATION as NATIVE
 
 _CLASSES = {

@@ -5,13 +5,12 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from ..case import Arrays, Case
 from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
-from ._tensorflow_tensors import policy, result
+from ._keras_tensors import Step, dense, given, policy, result
 
 
 class Reparametrizes(Protocol):
@@ -19,8 +18,9 @@ class Reparametrizes(Protocol):
 
     def wrap(self, case: Case, layer: keras.layers.Layer) -> keras.layers.Layer: ...
     def held(self, case: Case, wrapper: keras.layers.Layer) -> dict[str, keras.Variable]: ...
-    def effective(self, wrapper: keras.layers.Layer) -> tf.Tensor: ...
+    def effective(self, wrapper: keras.layers.Layer) -> Any: ...
     def shows(self, case: Case, quantity: str) -> bool: ...
+    def stepper(self, execution: str) -> Step: ...
 
 
 def linear_layer(layer: Linear, dtype: str) -> keras.layers.Layer:
@@ -65,18 +65,18 @@ def run_weights(
     for role, variable in held.items():
         variable.assign(arrays.values[role].reshape(variable.shape))
     wrapper.trainable = case.mode != "frozen"
-    run = _traced(case, arrays) if execution == "function" else _step
+    run = implementation.stepper(execution)
 
-    def to_spec(values: tf.Tensor | None) -> Result:
+    def to_spec(values: Any) -> Result | None:
         return result(values, lambda v: layer.arrange(_from_keras(layer, v), spec))
 
-    results: dict[tuple[int, str], Result] = {}
+    results: dict[tuple[int, str], Result | None] = {}
     for step, mode in case.steps:
         kernel.assign(_to_keras(layer, layer.restore(arrays.values[f"weight{step}"], spec)))
         training = True if mode.update_running or case.mode == "frozen" else None
-        x = tf.convert_to_tensor(_moved(arrays.values[f"x{step}"]))
-        x = tf.cast(x, case.dtype) if case.inputs_differ else x
-        upstream = tf.cast(_moved(arrays.values[f"upstream{step}"]), case.dtype)
+        x = arrays.values[f"x{step}"]
+        x = dense(_moved(x), case.dtype if case.inputs_differ else str(x.dtype))
+        upstream = dense(_moved(arrays.values[f"upstream{step}"]), case.dtype)
         y, dx, gradients = run(wrapper, x, upstream, training)
         results[step, "y"] = result(y, _back)
         if implementation.shows(case, "effective_weight"):
@@ -94,7 +94,7 @@ def run_weights(
         for array in spec.state:
             variable = held[array.name]
             results[step, array.name] = result(variable.value, lambda v, shape=array.shape: v.reshape(shape))
-    return results
+    return given(results)
 
 
 def _moved(values: Any) -> Any:
@@ -104,37 +104,6 @@ def _moved(values: Any) -> Any:
 
 def _back(values: Any) -> Any:
     return np.moveaxis(values, -1, 1)
-
-
-def _step(
-    wrapper: keras.layers.Layer, x: tf.Tensor, upstream: tf.Tensor, training: bool | None
-) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-    variables = {v.path: v.value for v in wrapper.trainable_variables}
-    with tf.GradientTape() as tape:
-        if x.dtype.is_floating:
-            tape.watch(x)
-        y = wrapper(x, training=True) if training and wrapper._call_has_training_arg else wrapper(x)
-    dx, gradients = tape.gradient(y, (x if x.dtype.is_floating else [], variables), output_gradients=upstream)
-    # A gradient of an embedding is a list of rows.
-    return y, dx, {path: None if g is None else tf.convert_to_tensor(g) for path, g in gradients.items()}
-
-
-def _traced(case: Case, arrays: Arrays) -> Callable[..., Any]:
-    """The step as a graph that does not know the size of the batch."""
-    x, upstream = (_moved(arrays.values[name]) for name in ("x1", "upstream1"))
-    signature = [
-        tf.TensorSpec([None, *x.shape[1:]], case.dtype if case.inputs_differ else x.dtype),
-        tf.TensorSpec([None, *upstream.shape[1:]], case.dtype),
-    ]
-    traces: dict[bool | None, Any] = {}
-
-    def run(wrapper: keras.layers.Layer, x: tf.Tensor, upstream: tf.Tensor, training: bool | None) -> Any:
-        if training not in traces:
-            step = lambda x, upstream: _step(wrapper, x, upstream, training)  # noqa: E731
-            traces[training] = tf.function(step, input_signature=signature)
-        return traces[training](x, upstream)
-
-    return run
 
 
 class _Tied(keras.layers.Dense):
