@@ -31,7 +31,7 @@ def cases() -> list[Case]:
         cover(AXES, _build)
         + large_cases(_build, "biased", (32, 4, 56, 56), "channels_last")
         + large_cases(_build, "unbiased", (16, 4, 56, 56), "channels_last")
-        + default_cases("batch_norm", (4, 6, 5, 3), channels=6)
+        + default_cases("batch_norm", (4, 6, 5, 3), ("torch", "keras", "flax", "onnx"), channels=6)
     )
 
 

@@ -27,7 +27,7 @@ def cases() -> list[Case]:
     return (
         cover(AXES, _build)
         + large_cases(_build, "scaled", (2048, 96), "contiguous")
-        + default_cases("rms_norm", (4, 5, 12), shape=(12,))
+        + default_cases("rms_norm", (4, 5, 12), ("torch", "keras", "flax", "onnx", "timm"), shape=(12,))
     )
 
 

@@ -21,7 +21,7 @@ AXES = _weights.axes(
 
 
 def cases() -> list[Case]:
-    return _weights.cases(SpectralNormSpec, AXES)
+    return _weights.cases(SpectralNormSpec, AXES, flax="dense")
 
 
 def faults() -> list[Fault]:

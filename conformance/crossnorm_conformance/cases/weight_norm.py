@@ -19,7 +19,7 @@ AXES = _weights.axes(
 
 
 def cases() -> list[Case]:
-    return _weights.cases(WeightNormSpec, AXES)
+    return _weights.cases(WeightNormSpec, AXES, flax="dense")
 
 
 def faults() -> list[Fault]:

@@ -20,7 +20,7 @@ AXES = _weights.axes(
 
 
 def cases() -> list[Case]:
-    return _weights.cases(WeightStandardizationSpec, AXES)
+    return _weights.cases(WeightStandardizationSpec, AXES, timm="convolution2d")
 
 
 def faults() -> list[Fault]:

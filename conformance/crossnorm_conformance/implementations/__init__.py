@@ -83,6 +83,7 @@ _BUILT_IN = {
     "torch.nn": ("torch", "torch_nn"),
     "torch.nn.utils": ("torch", "torch_hooks"),
     "keras.layers": ("tensorflow", "keras_layers"),
+    "flax.nnx": ("flax", "flax_nnx"),
 }
 
 
