@@ -84,6 +84,7 @@ _BUILT_IN = {
     "torch.nn.utils": ("torch", "torch_hooks"),
     "keras.layers": ("tensorflow", "keras_layers"),
     "flax.nnx": ("flax", "flax_nnx"),
+    "onnxruntime": ("onnxruntime", "onnxruntime_operators"),
 }
 
 

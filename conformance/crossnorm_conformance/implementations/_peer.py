@@ -40,7 +40,7 @@ class Witness:
         raise NotImplementedError
 
     def inexpressible(self, fault: Fault) -> str:
-        return f"{self.name} is functions without state: what they are given wrong is the caller's"
+        return f"{self.name} has no layer here, only functions: what they are given wrong is the caller's"
 
     def misuse(self, fault: Fault) -> Misuse:
         raise NotImplementedError(self.inexpressible(fault))

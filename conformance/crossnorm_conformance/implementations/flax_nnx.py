@@ -21,7 +21,14 @@ from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
 from ._peer import (
-    Witness, arguments_of, axes_of, from_layout, inputs_outputs_last, outputs_inputs_first, result, to_layout,
+    Witness,
+    arguments_of,
+    axes_of,
+    from_layout,
+    inputs_outputs_last,
+    outputs_inputs_first,
+    result,
+    to_layout,
 )  # fmt: skip
 
 _CLASSES: dict[str, type[nnx.Module]] = {
