@@ -84,6 +84,7 @@ _BUILT_IN = {
     "torch.nn.utils": ("torch", "torch_hooks"),
     "keras.layers": ("tensorflow", "keras_layers"),
     "flax.nnx": ("flax", "flax_nnx"),
+    "tensorflow": ("tensorflow", "tensorflow_kernels"),
     "timm": ("timm", "timm_layers"),
     "onnxruntime": ("onnxruntime", "onnxruntime_operators"),
 }
