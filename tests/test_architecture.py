@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SUITE = "conformance/crossnorm_conformance"
 
+# The frameworks, ours and those that others have.
+_WITNESSES = {"torch", "tensorflow", "keras", "flax", "jax", "onnx", "onnxruntime", "ml_dtypes", "timm"}
 _SUITE_IMPORTS = {"crossnorm", "crossnorm.spec", "crossnorm.errors", "crossnorm.reference", "crossnorm.rounding", "numpy"}
 _SUITE_IMPORTS |= {"pytest", "xdist", "hypothesis", "rich", "typer", "jinja2", "crossnorm_conformance"}
 
@@ -32,7 +34,7 @@ ROOMS = {
     "crossnorm/torch": {"crossnorm.spec", "crossnorm.errors", "torch", "numpy"},
     "crossnorm/tensorflow": {"crossnorm.spec", "crossnorm.errors", "tensorflow", "keras", "numpy"},
     "crossnorm/cli.py": {"crossnorm", "crossnorm.errors", "crossnorm.spec", "crossnorm_conformance", "typer", "rich"},
-    f"{SUITE}/implementations": _SUITE_IMPORTS | {"crossnorm.torch", "crossnorm.tensorflow", "torch", "tensorflow", "keras"},
+    f"{SUITE}/implementations": _SUITE_IMPORTS | _WITNESSES | {"crossnorm.torch", "crossnorm.tensorflow"},
     SUITE: _SUITE_IMPORTS,
 }
 WHY = """

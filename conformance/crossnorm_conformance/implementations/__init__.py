@@ -77,6 +77,7 @@ class Implementation(Protocol):
         """Build the layer that the fault describes, feed it the input that the fault describes, and tell what happened."""
 
 
+# Name: the packages that it needs, and its module here.
 _BUILT_IN = {
     "crossnorm-torch": ("torch", "crossnorm_torch"),
     "crossnorm-tensorflow": ("tensorflow", "crossnorm_tensorflow"),
@@ -85,8 +86,9 @@ _BUILT_IN = {
     "keras.layers": ("tensorflow", "keras_layers"),
     "flax.nnx": ("flax", "flax_nnx"),
     "tensorflow": ("tensorflow", "tensorflow_kernels"),
+    "torch.compile": ("torch", "torch_functional"),
     "timm": ("timm", "timm_layers"),
-    "onnxruntime": ("onnxruntime", "onnxruntime_operators"),
+    "onnxruntime": ("onnxruntime onnx", "onnxruntime_operators"),
 }
 
 
@@ -94,8 +96,12 @@ def installed(names: Sequence[str] = ()) -> list[str]:
     """The implementations to run: those named, or all whose framework is installed."""
     if names:
         return [load(name).name for name in dict.fromkeys(names)]
-    found = [name for name, (framework, _) in _BUILT_IN.items() if find_spec(framework)]
+    found = [name for name, (packages, _) in _BUILT_IN.items() if not _missing(packages)]
     return found + [load(point.name).name for point in entry_points(group="crossnorm.implementations")]
+
+
+def _missing(packages: str) -> list[str]:
+    return [package for package in packages.split() if not find_spec(package)]
 
 
 # A third party's implementation is asked for by the place where it lies, and known by its own name from then on.
@@ -108,10 +114,11 @@ def load(name: str) -> Implementation:
     if name in _third_parties:
         return _third_parties[name]
     if name in _BUILT_IN:
-        framework, module = _BUILT_IN[name]
-        if not find_spec(framework):
+        packages, module = _BUILT_IN[name]
+        if missing := _missing(packages):
+            remedy = f'"crossnorm[{packages}]"' if packages in ("torch", "tensorflow") else " ".join(missing)
             raise SuiteError(
-                f'implementation {name!r} needs {framework}, which is not installed; pip install "crossnorm[{framework}]"'
+                f"implementation {name!r} needs {' and '.join(missing)}, which is not installed; pip install {remedy}"
             )
         implementation: Implementation = import_module(f"{__name__}.{module}").IMPLEMENTATION
         return implementation

@@ -11,8 +11,7 @@ from crossnorm.rounding import accumulation
 
 from ..case import Arrays, Case
 from . import Result
-from ._peer import Witness, axes_of, from_layout, to_layout
-from ._tensorflow_tensors import result
+from ._peer import Witness, axes_of, from_layout, result, to_layout
 
 _RUNNING = ("running_mean", "running_variance")
 
