@@ -2,4 +2,5 @@
 
 from crossnorm.cli import main
 
-main()
+if __name__ == "__main__":  # a child process of the suite imports this module
+    main()

@@ -185,9 +185,19 @@ def _keras_backend(keras: ModuleType) -> str:
 
 # conformance
 
+suite = typer.Typer(invoke_without_command=True)
+app.add_typer(suite, name="conformance")
 
-@app.command()
+_Json = Annotated[Path | None, typer.Option(dir_okay=False, help="Write every check to this file.")]
+_Html = Annotated[Path | None, typer.Option(dir_okay=False, help="Write a report for a browser: one file, no network.")]
+_Baseline = Annotated[
+    Path | None, typer.Option(dir_okay=False, help="A file that --json wrote: tell what became better, worse or new since.")
+]
+
+
+@suite.callback()
 def conformance(
+    context: typer.Context,
     implementation: Annotated[
         list[str] | None, typer.Option(help="An implementation's name, or package.module:object; repeatable. All by default.")
     ] = None,
@@ -195,28 +205,64 @@ def conformance(
     device: Annotated[
         list[str] | None, typer.Option(help="cpu or cuda; repeatable. The CPU and every GPU present by default.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Witnesses, compiled executions, drawn cases and divergences, too.")
+    ] = False,
     workers: Annotated[
         int, typer.Option("-n", min=1, help="Processes to spread the checks over; by default one for each core, at most 4.")
     ] = min(os.cpu_count() or 1, 4),
+    shard: Annotated[str, typer.Option(metavar="I/N", help="The I-th of N parts, for several machines.")] = "1/1",
     seed: Annotated[int, typer.Option(min=0, help="Seed of all data.")] = 0,
-    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write every verdict to this file.")] = None,
+    register: Annotated[
+        list[Path] | None, typer.Option(help="Known deviations of a third party, <implementation>.toml; repeatable.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds that one run of a third party may take, in a process of its own.")
+    ] = 60.0,
+    json: _Json = None,
+    html: _Html = None,
+    junit: Annotated[Path | None, typer.Option(dir_okay=False, help="Write JUnit XML to this file.")] = None,
+    baseline: _Baseline = None,
 ) -> None:
     """Check every layer against the reference; exit status 0 only if nothing fails."""
+    if context.invoked_subcommand is not None:
+        return
     for name in method or []:
         spec_class(name)  # a typo is found before a framework is loaded
-    missing = [name for name in ("pytest", "xdist", "hypothesis") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise Unsupported(
-            f"crossnorm conformance: {', '.join(missing)} not installed; the suite runs on them: "
-            "python -m pip install 'crossnorm[conformance]'"
-        )
-    runner = importlib.import_module("crossnorm_conformance.runner")
+    runner = _runner()
     status = runner.run(
         methods=method or [],
         implementations=implementation or [],
         devices=device or [],
         workers=workers,
         seed=seed,
-        json=json,
+        full=full,
+        shard=shard,
+        registers=register or [],
+        patience=patience,
+        outputs=runner.Outputs(json=json, html=html, junit=junit, baseline=baseline),
     )
     raise typer.Exit(status)
+
+
+@suite.command()
+def merge(
+    reports: Annotated[list[Path], typer.Argument(help="Files that --json wrote, one for each shard.")],
+    json: _Json = None,
+    html: _Html = None,
+    baseline: _Baseline = None,
+) -> None:
+    """Put the shards of a run together; exit status as if it had been one."""
+    runner = _runner()
+    raise typer.Exit(runner.merge(reports=reports, outputs=runner.Outputs(json=json, html=html, baseline=baseline)))
+
+
+def _runner() -> ModuleType:
+    """The suite's runner, or one sentence about what it lacks."""
+    missing = [name for name in ("pytest", "xdist", "hypothesis", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Unsupported(
+            f"crossnorm conformance: {', '.join(missing)} not installed; the suite runs on them: "
+            "python -m pip install 'crossnorm[conformance]'"
+        )
+    return importlib.import_module("crossnorm_conformance.runner")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 SUITE = "conformance/crossnorm_conformance"
 
 # The frameworks, ours and those that others have.
-_WITNESSES = {"torch", "tensorflow", "keras", "flax", "jax", "onnx", "onnxruntime", "ml_dtypes", "timm"}
+_FRAMEWORKS = {"torch", "tensorflow", "keras", "flax", "jax", "onnx", "onnxruntime", "ml_dtypes", "timm"}
 _SUITE_IMPORTS = {"crossnorm", "crossnorm.spec", "crossnorm.errors", "crossnorm.reference", "crossnorm.rounding", "numpy"}
 _SUITE_IMPORTS |= {"pytest", "xdist", "hypothesis", "rich", "typer", "jinja2", "crossnorm_conformance"}
 
@@ -34,7 +34,10 @@ ROOMS = {
     "crossnorm/torch": {"crossnorm.spec", "crossnorm.errors", "torch", "numpy"},
     "crossnorm/tensorflow": {"crossnorm.spec", "crossnorm.errors", "tensorflow", "keras", "numpy"},
     "crossnorm/cli.py": {"crossnorm", "crossnorm.errors", "crossnorm.spec", "crossnorm_conformance", "typer", "rich"},
-    f"{SUITE}/implementations": _SUITE_IMPORTS | _WITNESSES | {"crossnorm.torch", "crossnorm.tensorflow"},
+    f"{SUITE}/implementations": _SUITE_IMPORTS | _FRAMEWORKS | {"crossnorm.torch", "crossnorm.tensorflow"},
+    # Peers only: what it says of them must not lean on our own layers.
+    f"{SUITE}/divergences": _SUITE_IMPORTS
+    | {"torch", "tensorflow", "keras", "jax", "flax", "equinox", "onnx", "onnxruntime", "timm"},
     SUITE: _SUITE_IMPORTS,
 }
 WHY = """

@@ -2,13 +2,13 @@
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm import INFERENCE, TRAIN, FilterResponseNormSpec, Mode, NormSpec, SpectralNormSpec, reference
+from crossnorm import INFERENCE, TRAIN, FilterResponseNormSpec, Mode, NormSpec, SpectralNormSpec, from_dict, reference
 from crossnorm.rounding import accumulation, largest, oracle_dtype, precision, round_to, unit_roundoff
 from crossnorm.spec import ArraySpec
 
@@ -66,12 +66,24 @@ class Case:
     mode: str
     executions: tuple[str, ...] = ("eager",)
     defaults: str | None = None
+    data: tuple[float, float, int] | None = None
 
     @property
     def id(self) -> str:
         size = "x".join(map(str, self.shape))
         place = str(self.layer or self.layout)
         return "-".join((self.spec.method, self.variant, size, place, self.dtype, self.regime, self.mode))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary, from which the case can be made again."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"spec": self.spec.to_dict(), "layer": None if self.layer is None else asdict(self.layer)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Case":
+        """The inverse of ``to_dict``."""
+        layer = values["layer"] and Linear(**_tuples(values["layer"]))
+        return cls(**{**_tuples(values), "spec": from_dict(values["spec"]), "layer": layer})
 
     def seed(self, seed: int) -> int:
         """A seed of its own for each case, so that adding a case moves no other."""
@@ -119,6 +131,11 @@ class Case:
         """Whether a statistic is taken from one value: what some frameworks refuse."""
         uses_batch = mode.use_batch_statistics or not getattr(self.spec, "tracked", False)
         return uses_batch and self.values_per_group == 1
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +254,8 @@ def _keep_off_the_threshold(
 def _offset_and_spread(case: Case, random: np.random.Generator) -> tuple[Array, Array]:
     bits = precision(case.dtype)
     ones = np.ones(case.group_count)
+    if case.data:
+        return ones * case.data[0], ones * case.data[1]
     offsets = {
         "offset_quarter": 2.0 ** (bits / 4),
         "offset_half": 2.0 ** (bits / 2),

@@ -1,12 +1,12 @@
 """From a case and an implementation to checks: the oracle's answer, the implementation's, the distance in rounding units."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from crossnorm import rounding
@@ -15,6 +15,7 @@ from crossnorm.reference import Quantity
 from .case import Case, draw
 from .implementations import Implementation, Result, load
 from .oracle import PARAMETER_GRADIENTS, QUANTITIES, RUNNING_STATISTICS, keys_of, oracle
+from .running import Unanswered, run
 
 Array = NDArray[Any]
 
@@ -23,7 +24,10 @@ PASS, KNOWN, UNSUPPORTED, FAIL = "pass", "known deviation", "unsupported", "fail
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One (case, implementation, execution, quantity, step) with its verdict. ``units`` is None where nothing was compared."""
+    """One (case, implementation, execution, quantity, step) with its verdict. ``units`` is None where nothing was compared.
+
+    ``element`` is the index of the worst element, ``got`` and ``want`` are its values, ``allowed`` is their largest distance.
+    """
 
     question: str
     method: str
@@ -37,24 +41,41 @@ class Check:
     units: float | None = None
     bound: float | None = None
     reason: str = ""
+    element: tuple[int, ...] = ()
+    got: float | None = None
+    want: float | None = None
+    allowed: float | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What stays the same from one run to another."""
+        return (self.case, self.implementation, self.execution, self.device, self.question, self.quantity, str(self.step))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """A JSON-ready dictionary, which leaves out what is not there; JSON has neither infinity nor NaN."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+            if value not in (None, "", ())
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Check":
+        """The inverse of ``to_dict``."""
+        numbers = {n: float(v) for n, v in values.items() if n in ("units", "bound", "got", "want", "allowed")}
+        return cls(**{**values, **numbers, "element": tuple(values.get("element", ()))})
 
 
 @lru_cache(maxsize=16)
 def outcome(
     implementation: str, case: Case, execution: str, device: str, seed: int
-) -> dict[tuple[int, str], Result] | Exception:
+) -> dict[tuple[int, str], Result] | Unanswered:
     """Run an implementation on a case, on arrays of its own; what it raises is its answer."""
-    arrays = draw(case, seed)
     try:
-        results = load(implementation).run(case, arrays, execution, device)
-    except (Exception, pytest.skip.Exception) as error:
-        return RuntimeError(f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    if any(not np.array_equal(arrays.values[name], value) for name, value in oracle(case, seed).arrays.values.items()):
-        return RuntimeError("changed its input")
-    return results
+        return run(load(implementation), case, draw(case, seed), execution, device)
+    except Unanswered as error:
+        return error
 
 
 def bound_of(case: Case, quantity: str, size: int) -> float:
@@ -77,8 +98,12 @@ def check_quantities(
         "execution": execution,
         "device": device,
     }
-    expected = [key for key in keys_of(case) if key[1] in QUANTITIES[question] and implementation.shows(case, key[1])]
-    reason = implementation.unsupported(case, device)
+    expected = [key for key in keys_of(case) if key[1] in QUANTITIES[question]]
+    try:
+        expected = [key for key in expected if implementation.shows(case, key[1])]
+        reason = implementation.unsupported(case, device)
+    except Exception as error:  # a third party's may raise anything
+        return [Check(**labels, quantity=q, step=s, verdict=FAIL, reason=str(error)) for s, q in expected]
     if reason:
         return [Check(**labels, quantity=q, step=s, verdict=UNSUPPORTED, reason=reason) for s, q in expected]
     answers = oracle(case, seed)
@@ -87,7 +112,7 @@ def check_quantities(
     for step, name in expected:
         key = (step, name)
         labels |= {"quantity": name, "step": step}
-        if isinstance(got, Exception):
+        if isinstance(got, Unanswered):
             checks.append(Check(**labels, verdict=FAIL, reason=str(got)))
             continue
         exact, stored = answers.exact[key], answers.stored[key]
@@ -112,16 +137,16 @@ def check_quantities(
 
 
 def check_agreement(
-    pair: tuple[Implementation, Implementation], case: Case, executions: tuple[str, str], device: str, seed: int
+    pair: tuple[Implementation, Implementation], case: Case, executions: tuple[str, str], devices: tuple[str, str], seed: int
 ) -> list[Check]:
-    """Two frameworks against each other, in the units of the case."""
+    """Two implementations against each other, or one on two devices, in the units of the case."""
     labels: dict[str, Any] = {
         "question": "agreement",
         "method": case.spec.method,
         "case": case.id,
         "implementation": f"{pair[0].name} = {pair[1].name}",
         "execution": "/".join(executions),
-        "device": device,
+        "device": "/".join(dict.fromkeys(devices)),
     }
     keys = [
         (step, name)
@@ -129,18 +154,22 @@ def check_agreement(
         if all(implementation.shows(case, name) for implementation in pair)
         and (name not in RUNNING_STATISTICS or case.updates(step))
     ]
-    reason = "; ".join(f"{i.name}: {why}" for i in pair if (why := i.unsupported(case, device)))
+    reasons = [f"{i.name}: {why}" for i, device in zip(pair, devices, strict=True) if (why := i.unsupported(case, device))]
+    reason = "; ".join(reasons)
     if reason:
         return [Check(**labels, quantity=q, step=s, verdict=UNSUPPORTED, reason=reason) for s, q in keys]
-    first, second = (outcome(i.name, case, e, device, seed) for i, e in zip(pair, executions, strict=True))
+    first, second = (outcome(i.name, case, e, d, seed) for i, e, d in zip(pair, executions, devices, strict=True))
     answers = oracle(case, seed)
     checks = []
     for step, name in keys:
         key = (step, name)
         labels |= {"quantity": name, "step": step}
         exact = answers.exact[key]
-        if isinstance(first, Exception) or isinstance(second, Exception) or key not in first or key not in second:
+        if isinstance(first, Unanswered) or isinstance(second, Unanswered) or key not in first or key not in second:
             checks.append(Check(**labels, verdict=FAIL, reason="one of the two gave no answer"))
+            continue
+        if first[key].values.shape != second[key].values.shape:
+            checks.append(Check(**labels, verdict=FAIL, reason="the two gave different shapes"))
             continue
         # One framework's answer plays the exact one; the units stay those of the case.
         values, other = first[key].values, second[key].values.astype(exact.value.dtype)
@@ -166,16 +195,21 @@ def _complaint(result: Result | None, exact: Quantity, stored: str) -> str:
 def _measured(labels: Mapping[str, Any], case: Case, errors: Array, got: Array, want: Array, unit: Array) -> Check:
     """The check of one quantity whose errors are known: its worst element against the bound."""
     bound = bound_of(case, labels["quantity"], got.size)
-    worst = float(errors.max(initial=0.0))
-    reason = _worst(errors, got, want, unit) if worst > bound else ""
-    return Check(**labels, verdict=FAIL if worst > bound else PASS, units=worst, bound=bound, reason=reason)
+    if not errors.size:
+        return Check(**labels, verdict=PASS, units=0.0, bound=bound)
+    element = np.unravel_index(int(np.argmax(errors)), errors.shape)
+    worst = float(errors[element])
+    details: dict[str, Any] = {
+        "element": tuple(map(int, element)),
+        "got": float(got[element]),
+        "want": float(want[element]),
+        "allowed": bound * float(unit[element]),
+    }
+    reason = _worst(worst, got[element], want[element], float(unit[element]), details["element"]) if worst > bound else ""
+    return Check(**labels, verdict=FAIL if worst > bound else PASS, units=worst, bound=bound, reason=reason, **details)
 
 
-def _worst(errors: Array, got: Array, want: Array, unit: Array) -> str:
+def _worst(units: float, got: Any, want: Any, unit: float, element: tuple[int, ...]) -> str:
     """Where the error is largest, what was got and what was wanted there."""
-    index = np.unravel_index(int(np.argmax(errors)), errors.shape)
-    place = "[" + ", ".join(map(str, index)) + "]" if index else ""
-    return (
-        f"{float(errors[index]):.3g} units at {place}: got {got[index]!r}, want {want[index]!r}, "
-        f"one unit is {float(unit[index]):.3g}"
-    )
+    place = f" at [{', '.join(map(str, element))}]" if element else ""
+    return f"{units:.3g} units{place}: got {got!r}, want {want!r}, one unit is {unit:.3g}"

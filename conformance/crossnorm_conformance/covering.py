@@ -1,5 +1,6 @@
 """Covering arrays: few rows in which every pair of values of any two axes meets."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
@@ -45,4 +46,21 @@ def covering_rows(axes: Mapping[str, Sequence[object]]) -> list[Row]:
         rows.append(best)
         for pair in pairs_of(best):
             uncovered.pop(pair, None)
+    return rows
+
+
+def sparing(rows: Sequence[Row], axis: str, dear: object, cheap: object) -> list[Row]:
+    """The same rows with the ``dear`` value of an axis in no more of them than its pairs need; the rest take the ``cheap`` one.
+
+    >>> rows = [{"a": 1, "b": 3}, {"a": 1, "b": 3}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    >>> [row["b"] for row in sparing(rows, "b", 3, 4)]
+    [4, 3, 3, 4]
+    """
+    rows = list(rows)
+    met = Counter(pair for row in rows if row[axis] == dear for pair in pairs_of(row))
+    for number, row in enumerate(rows):
+        own = [pair for pair in pairs_of(row) if (axis, dear) in (pair[:2], pair[2:])]
+        if row[axis] == dear and all(met[pair] > 1 for pair in own):
+            met.subtract(own)
+            rows[number] = {**row, axis: cheap}
     return rows

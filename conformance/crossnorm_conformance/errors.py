@@ -24,10 +24,13 @@ def check_misuse(fault: Fault, implementation: Implementation) -> list[Check]:
         "device": "cpu",
         "step": 1,
     }
-    reason = implementation.inexpressible(fault)
-    if reason:
-        return [Check(**labels, quantity=quantity, verdict=UNSUPPORTED, reason=reason) for quantity in ("exception", "state")]
-    misuse = implementation.misuse(fault)
+    try:
+        reason = implementation.inexpressible(fault)
+        if reason:
+            return [Check(**labels, quantity=name, verdict=UNSUPPORTED, reason=reason) for name in ("exception", "state")]
+        misuse = implementation.misuse(fault)
+    except Exception as error:  # a third party's may raise anything; the exception that is asked for comes inside the answer
+        return [Check(**labels, quantity="exception", verdict=FAIL, reason=f"no answer: {error}")]
     complaint = _wrong_exception(fault, implementation, misuse.raised)
     # Where nothing was raised, the exception is the complaint; a changed state then follows from it.
     changed = misuse.raised is not None and any(

@@ -2,26 +2,35 @@
 
 It is loaded by ``-p crossnorm_conformance.plugin``. Test functions ask for what they judge by argument name: ``crossnorm_run``
 (one case with one implementation), ``crossnorm_pair`` (one case with two), ``crossnorm_misuse`` (one fault with one
-implementation); `crossnorm_judged` records checks.
+implementation), ``crossnorm_drawn`` (one method with one implementation), ``crossnorm_divergence``; `crossnorm_judged` records
+checks.
 """
 
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crossnorm import CrossnormError
 
+from .case import Case
 from .compare import FAIL, KNOWN, UNSUPPORTED, Check
-from .plan import Plan
-from .register import judge, stale
+from .divergences import divergences
+from .implementations import SuiteError
+from .oracle import QUANTITIES, keys_of
+from .plan import Plan, every_id
+from .process import Limits
+from .register import judge, read, stale
 from .report import Report
 
 PLAN = pytest.StashKey[Plan]()
 REPORT = pytest.StashKey[Report]()
 
-_KEY = "crossnorm_checks"
+_CHECKS = "crossnorm_checks"
+_DRAWN = "crossnorm_drawn_cases"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,55 +39,88 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--implementation", action="append", default=[], help="check this implementation only (repeatable)")
     group.addoption("--device", action="append", default=[], help="run on this device: cpu, cuda (repeatable)")
     group.addoption("--seed", type=int, default=0, help="seed of the data")
-    group.addoption("--checks-json", default=None, metavar="FILE", help="write every check to this file")
+    group.addoption("--full", action="store_true", help="witnesses, compiled executions, drawn cases and divergences, too")
+    group.addoption("--shard", default="1/1", metavar="I/N", help="the I-th of N parts")
+    group.addoption("--register", action="append", default=[], metavar="FILE", help="known deviations (repeatable)")
+    group.addoption("--patience", type=float, default=Limits.seconds, help="seconds that one run in a child process may take")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "xdist_group(name): items of one case run in one process")
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """``"i/n"`` as two numbers; a `SuiteError` unless 1 <= i <= n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise SuiteError(f"--shard {text}: not the i-th of n parts, 1 <= i <= n; give 1/4, 2/4, 3/4 and 4/4, say")
+    return number, count
+
+
 def _plan(config: pytest.Config) -> Plan:
     """Made when the first item needs it: tests that are not of the suite load no framework."""
     if PLAN not in config.stash:
         option = config.option
+        Limits.seconds = option.patience
         try:
-            config.stash[PLAN] = Plan.of(option.method, option.implementation, option.device, option.seed)
+            for path in option.register:
+                read(Path(path))
+            config.stash[PLAN] = Plan.of(
+                option.method, option.implementation, option.device, option.seed, option.full, shard_of(option.shard)
+            )
         except CrossnormError as error:
             raise pytest.UsageError(str(error)) from None
     return config.stash[PLAN]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    makers: dict[str, Callable[[Plan], list[Any]]] = {
+    makers: dict[str, Callable[[Plan, str], list[Any]]] = {
         "crossnorm_run": _runs,
         "crossnorm_pair": _pairs,
         "crossnorm_misuse": _misuses,
+        "crossnorm_drawn": _drawn,
+        "crossnorm_divergence": _divergences,
     }
+    question = metafunc.function.__name__.removeprefix("test_")
     for name in makers.keys() & set(metafunc.fixturenames):
-        items = makers[name](_plan(metafunc.config))
+        items = makers[name](_plan(metafunc.config), question)
         metafunc.parametrize(
             name, [pytest.param(value, id=id, marks=pytest.mark.xdist_group(group)) for value, id, group in items]
         )
 
 
-def _runs(plan: Plan) -> list[tuple[Any, str, str]]:
+def _runs(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
     return [
         ((case, implementation, execution, device), f"{case.id}-{implementation.name}-{execution}-{device}", case.id)
         for case in plan.cases()
+        if any(quantity in QUANTITIES[question] for _, quantity in keys_of(case))
         for implementation, execution, device in plan.runs(case)
     ]
 
 
-def _pairs(plan: Plan) -> list[tuple[Any, str, str]]:
+def _pairs(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
     return [
-        ((case, first, second, device), f"{case.id}-{first.name}={second.name}-{device}", case.id)
+        ((case, first, second, devices), f"{case.id}-{first.name}={second.name}-{'='.join(dict.fromkeys(devices))}", case.id)
         for case in plan.cases()
-        for first, second, device in plan.pairs(case)
+        for first, second, devices in plan.pairs(case)
     ]
 
 
-def _misuses(plan: Plan) -> list[tuple[Any, str, str]]:
+def _misuses(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
     return [((fault, i), f"{fault.id}-{i.name}", fault.id) for fault, i in plan.faults()]
+
+
+def _drawn(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
+    rows = [(f"{method}-{i.name}-{device}", (method, i, device)) for method, i, device in plan.drawn()]
+    return [(value, id, id) for id, value in rows]
+
+
+def _divergences(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
+    if not plan.full or plan.named:
+        return []
+    rows = {f"divergence-{row.number}-{row.title}": row for row in divergences() if row.method in plan.methods}
+    return [(row, id, "divergences") for id, row in rows.items() if plan.holds(id)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,20 +138,19 @@ def crossnorm_seed(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture
-def crossnorm_judged(request: pytest.FixtureRequest) -> Callable[[list[Check]], None]:
-    """Record checks and turn their verdicts into pytest's: one failing check fails the item."""
+def crossnorm_judged(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Record checks, and the cases that are not among the listed ones, and turn verdicts into pytest's: one failing check
+    fails the item."""
 
-    def record(checks: list[Check]) -> None:
+    def record(checks: list[Check], drawn: Sequence[Case] = ()) -> None:
         checks = [judge(check) for check in checks]
-        request.node.user_properties.append((_KEY, [check.to_dict() for check in checks]))
+        request.node.user_properties.append((_CHECKS, [check.to_dict() for check in checks]))
+        request.node.user_properties.append((_DRAWN, [case.to_dict() for case in drawn]))
         failed = [check for check in checks if check.verdict == FAIL]
         if failed:
-            first = failed[0]
-            pytest.fail(
-                "\n".join(f"{c.implementation} {c.case} {c.quantity} step {c.step}: {c.reason}" for c in failed)
-                + f"\nagain: crossnorm conformance --method {first.method} --seed {request.config.option.seed}",
-                pytrace=False,
-            )
+            lines = [f"{c.implementation} {c.case} {c.quantity} step {c.step}: {c.reason}" for c in failed]
+            report = Report.of(_plan(request.config), failed, (), drawn)
+            pytest.fail("\n".join([*lines, "again:", report.snippet(failed[0])]), pytrace=False)
         if checks and all(check.verdict == UNSUPPORTED for check in checks):
             pytest.skip(checks[0].reason)
         known = [check for check in checks if check.verdict == KNOWN]
@@ -126,34 +167,35 @@ def _controls(config: pytest.Config) -> bool:
     return not hasattr(config, "workerinput")
 
 
+_gathered: list[Check] = []
+_gathered_cases: list[Case] = []
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call":
-        for key, checks in report.user_properties:
-            if key == _KEY:
-                _GATHERED.extend(Check(**check) for check in checks)
-
-
-_GATHERED: list[Check] = []
+        for key, values in report.user_properties:
+            if key == _CHECKS:
+                _gathered.extend(Check.from_dict(check) for check in values)
+            elif key == _DRAWN:
+                _gathered_cases.extend(Case.from_dict(case) for case in values)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    _GATHERED.clear()
+    _gathered.clear()
+    _gathered_cases.clear()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
-    if not _controls(config) or not _GATHERED:
+    if not _controls(config) or not _gathered:
         return
     plan = _plan(config)
-    whole = {case.id for case in Plan.of((), plan.implementations, plan.devices, plan.seed).cases()}
-    whole |= {fault.id for fault, _ in Plan.of((), plan.implementations, plan.devices, plan.seed).faults()}
-    complaints = stale(plan.implementations, _GATHERED, whole)
-    config.stash[REPORT] = Report(plan, tuple(_GATHERED), tuple(complaints))
+    complaints = stale(plan.implementations, _gathered, every_id())
+    complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    config.stash[REPORT] = Report.of(plan, _gathered, complaints, _gathered_cases, complete=complete)
     if complaints and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if config.option.checks_json:
-        config.stash[REPORT].write_json(config.option.checks_json)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

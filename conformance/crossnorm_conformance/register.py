@@ -6,11 +6,14 @@ strict: a glob that matches no failing check is an error, so that an entry canno
 """
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
 
 from .compare import FAIL, KNOWN, UNSUPPORTED, Check
 from .implementations import SuiteError
@@ -42,22 +45,57 @@ class Deviation:
         )
 
 
-@cache
+_SELECTORS = ("questions", "quantities", "executions", "devices")
+
+# Those that --register has read.
+_given: dict[str, tuple[Deviation, ...]] = {}
+
+
 def register(implementation: str) -> tuple[Deviation, ...]:
     """The register of an implementation; empty where it has none."""
-    path = files(__package__) / "registers" / f"{implementation}.toml"
+    return _given.get(implementation) or _own(implementation)
+
+
+def read(path: Path) -> None:
+    """Take a third party's register, ``<implementation>.toml``, into account."""
     if not path.is_file():
-        return ()
-    deviations = []
-    for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("deviation", []):
-        missing = {"cases", "reason", "link"} - set(entry)
-        if missing:
-            raise SuiteError(
-                f"{path.name}: an entry lacks {', '.join(sorted(missing))}; every deviation has cases, a reason and a link"
-            )
-        selectors = {name: _frozen(entry[name]) for name in entry if name not in ("cases", "reason", "link")}
-        deviations += [Deviation(implementation, glob, entry["reason"], entry["link"], **selectors) for glob in entry["cases"]]
-    return tuple(deviations)
+        raise SuiteError(f"--register {path}: there is no such file; give <implementation>.toml")
+    _given[path.stem] = _parsed(path, path.stem)
+
+
+@cache
+def _own(implementation: str) -> tuple[Deviation, ...]:
+    path = files(__package__) / "registers" / f"{implementation}.toml"
+    return _parsed(path, implementation) if path.is_file() else ()
+
+
+def _parsed(path: Traversable, implementation: str) -> tuple[Deviation, ...]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path.name}: is no TOML ({error}); mend the file") from None
+    if unknown := set(document) - {"deviation"}:
+        raise SuiteError(f"{path.name}: unknown table {', '.join(sorted(unknown))}; a register holds [[deviation]] entries")
+    return tuple(found for entry in document.get("deviation", []) for found in _deviations(path.name, implementation, entry))
+
+
+def _deviations(file: str, implementation: str, entry: Mapping[str, Any]) -> list[Deviation]:
+    """One entry: a deviation for each of its globs. What it says wrongly is a `SuiteError`."""
+    words = {"cases", "reason", "link", "raises", *_SELECTORS}
+    if unknown := set(entry) - words:
+        known = ", ".join(sorted(words))
+        raise SuiteError(f"{file}: unknown word {', '.join(sorted(unknown))} in an entry; the words are {known}")
+    if missing := {"cases", "reason", "link"} - set(entry):
+        raise SuiteError(f"{file}: an entry lacks {', '.join(sorted(missing))}; every deviation has cases, a reason and a link")
+    for name in ("cases", *_SELECTORS):
+        value = entry.get(name, ["*"])
+        if not isinstance(value, list) or not value or not all(isinstance(glob, str) for glob in value):
+            raise SuiteError(f'{file}: {name} = {value!r} is no list of globs; write {name} = ["..."]')
+    if not isinstance(entry.get("raises", False), bool):
+        raise SuiteError(f"{file}: raises = {entry['raises']!r} is neither true nor false")
+    selectors = {name: tuple(entry[name]) for name in _SELECTORS if name in entry}
+    texts = (entry["reason"], entry["link"])
+    return [Deviation(implementation, glob, *texts, **selectors, raises=entry.get("raises", False)) for glob in entry["cases"]]
 
 
 def judge(check: Check) -> Check:
@@ -94,10 +132,6 @@ def stale(implementations: Iterable[str], checks: list[Check], whole: set[str]) 
                     "delete or narrow the entry"
                 )
     return complaints
-
-
-def _frozen(value: list[str] | bool) -> tuple[str, ...] | bool:
-    return value if isinstance(value, bool) else tuple(value)
 
 
 def _any(value: str, globs: tuple[str, ...]) -> bool:

@@ -129,16 +129,17 @@ def _average_and_distances(instances: Instances, axis: int) -> tuple[tf.Tensor, 
 def _mixture(logits: tf.Tensor, *statistics: tf.Tensor):
     """The sum of the statistics, all of one shape, weighted by the softmax of the logits.
 
-    Logit k moves it by ``weight_k * (statistic_k - mixture)``; an automatic gradient forms that difference after the sum over
-    all instances and channels, where little is left of it.
+    Logit k moves it by ``weight_k * sum_j weight_j (statistic_k - statistic_j)``; an automatic gradient forms that difference
+    after the sum over all instances and channels, where little is left of it.
     """
     weights = tf.unstack(tf.nn.softmax(logits))
     result = tf.add_n([weight * statistic for weight, statistic in zip(weights, statistics, strict=True)])
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        pairs = list(zip(weights, statistics, strict=True))
         moved = [
-            weight * tf.reduce_sum(upstream * (statistic - result))
-            for weight, statistic in zip(weights, statistics, strict=True)
+            weight * tf.reduce_sum(upstream * tf.add_n([other_weight * (statistic - other) for other_weight, other in pairs]))
+            for weight, statistic in pairs
         ]
         return tf.stack(moved), *(weight * upstream for weight in weights)
 

@@ -99,6 +99,39 @@ def _plain(x: Tensor, arrays: Arrays, rule: Rule) -> tuple[Tensor, Statistics]:
     return y.to(x.dtype), statistics
 
 
+def _weighted(logits: Tensor, statistics: list[Tensor]) -> Tensor:
+    """The sum of the statistics, weighted by the softmax of the logits."""
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks at this condition alone)
+        if not (watched(logits) or transformed()):
+            return _Weighted.apply(logits, *statistics)
+    return _sum(logits.to(statistics[0].dtype).softmax(0), statistics)
+
+
+def _sum(weights: Tensor, statistics: list[Tensor]) -> Tensor:
+    total = weights[0] * statistics[0]
+    for number in range(1, len(statistics)):
+        total = total + weights[number] * statistics[number]
+    return total
+
+
+class _Weighted(torch.autograd.Function):
+    """The same. Logit k moves it by ``weight_k * sum_j weight_j (statistic_k - statistic_j)``; an automatic gradient forms
+    that difference after the sum over all instances and channels, where little is left of it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *statistics: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, *statistics)
+        return _sum(logits.to(statistics[0].dtype).softmax(0), list(statistics))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, ...]:
+        logits, *statistics = ctx.saved_tensors
+        weights = logits.to(upstream.dtype).softmax(0)
+        differences = [_sum(weights, [one - other for other in statistics]) for one in statistics]
+        of_logits = weights * torch.stack([(upstream * difference).sum() for difference in differences])
+        return of_logits.to(logits.dtype), *(weight * upstream for weight in weights)
+
+
 def mixture(statistics: Statistics, arrays: Arrays, rule: Rule) -> tuple[Tensor, Tensor]:
     """The mixed mean's distance from ``statistics.mean``, and ``1 / sqrt(mixed variance + eps)``, each (batch, channel).
 
@@ -106,13 +139,12 @@ def mixture(statistics: Statistics, arrays: Arrays, rule: Rule) -> tuple[Tensor,
     """
     mean, rest, variance, count = statistics
     mean_weights = arrays.mean_logits.to(rest.dtype).softmax(0)
-    variance_weights = arrays.variance_logits.to(rest.dtype).softmax(0)
     layer = 1 if rule.use_instance else 0
     distance, layer_variance = _derived(statistics, 1, rule.variance)
     shift = rest + mean_weights[layer] * distance
-    mixed = variance_weights[layer] * layer_variance.expand_as(rest)
+    variances = [layer_variance.expand_as(rest)]
     if rule.use_instance:
-        mixed = mixed + variance_weights[0] * (variance if rule.variance == "biased" else _unbiased(variance, count))
+        variances.insert(0, variance if rule.variance == "biased" else _unbiased(variance, count))
     if arrays.mean_logits.size(0) > layer + 1:
         running_mean, running_variance = arrays.running_mean, arrays.running_variance
         if running_mean is not None and running_variance is not None:
@@ -120,8 +152,8 @@ def mixture(statistics: Statistics, arrays: Arrays, rule: Rule) -> tuple[Tensor,
         else:
             distance, batch_variance = _derived(statistics, 0, rule.variance)
         shift = shift + mean_weights[layer + 1] * distance
-        mixed = mixed + variance_weights[layer + 1] * batch_variance
-    return shift, reciprocal_root(mixed, rule.eps)
+        variances.append(batch_variance.to(rest.dtype).expand_as(rest))
+    return shift, reciprocal_root(_weighted(arrays.variance_logits, variances), rule.eps)
 
 
 def _derived(statistics: Statistics, axis: int, estimator: str) -> tuple[Tensor, Tensor]:

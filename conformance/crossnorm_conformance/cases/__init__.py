@@ -1,7 +1,9 @@
 """The rows of the suite: one file per method, each with ``cases()`` and ``faults()``, found by their name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
+from typing import Any
 
 from crossnorm.spec import SPECS, spec_class
 
@@ -15,10 +17,16 @@ def axes_of(method: str) -> Axes:
     return axes
 
 
-def cases_of(method: str) -> list[Case]:
+def builder_of(method: str) -> Callable[..., Any]:
+    """The function of one method that makes a specification and a shape of a variant's fields, a shape and a regime."""
+    build: Callable[..., Any] = import_module(f"{__name__}.{method}").build
+    return build
+
+
+@cache
+def cases_of(method: str) -> tuple[Case, ...]:
     """The default cases of one method."""
-    cases: list[Case] = import_module(f"{__name__}.{method}").cases()
-    return cases
+    return tuple(import_module(f"{__name__}.{method}").cases())
 
 
 def faults_of(method: str) -> list[Fault]:

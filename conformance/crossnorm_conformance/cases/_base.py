@@ -10,7 +10,7 @@ from crossnorm.rounding import DTYPES
 from crossnorm.spec import spec_class
 
 from ..case import MODES, REGIMES, Case
-from ..covering import covering_rows
+from ..covering import covering_rows, sparing
 
 EXECUTIONS = ("eager", "function")
 
@@ -48,6 +48,8 @@ class Axes:
     layouts: Sequence[str] = ()
     layers: Sequence[str] = ()
     regimes: Sequence[str] = REGIMES
+    dtypes: Sequence[str] = DTYPES
+    modes: Sequence[str] = MODES
 
     def values(self) -> dict[str, Sequence[Any]]:
         """Every axis of the suite with its values."""
@@ -56,26 +58,27 @@ class Axes:
             "variant": tuple(self.variants),
             "shape": tuple(self.shapes),
             **place,
-            "dtype": DTYPES,
-            "regime": self.regimes,
-            "mode": MODES,
+            "dtype": tuple(self.dtypes),
+            "regime": tuple(self.regimes),
+            "mode": tuple(self.modes),
             "execution": EXECUTIONS,
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows in which every pair of axis values meets."""
-        return covering_rows(self.values())
+        """Rows in which every pair of axis values meets. Tracing costs more than running: few rows are compiled."""
+        eager, compiled = EXECUTIONS
+        return sparing(covering_rows(self.values()), "execution", compiled, eager)
 
 
 def cover(axes: Axes, build: Any) -> list[Case]:
-    """Cases in which every pair of axis values meets. ``build(variant, shape, regime)`` gives the specification and the
-    shape, which the regime may have changed (a batch of one, say); for weights ``build(variant, shape, regime, layer)`` gives
+    """Cases in which every pair of axis values meets. ``build(fields, shape, regime)`` gives the specification and the
+    shape, which the regime may have changed (a batch of one, say); for weights ``build(fields, shape, regime, layer)`` gives
     the layer, too."""
     cases: dict[str, Case] = {}
     for row in axes.rows():
         execution = row.pop("execution")
         place = ("layer",) if axes.layers else ()
-        built = build(*(row[axis] for axis in ("variant", "shape", "regime", *place)))
+        built = build(axes.variants[row["variant"]], *(row[axis] for axis in ("shape", "regime", *place)))
         fields = dict(zip(("spec", "shape", *place), built, strict=True))
         case = Case(**{**row, **fields, "executions": (execution,)})
         known = cases.get(case.id)
@@ -85,11 +88,11 @@ def cover(axes: Axes, build: Any) -> list[Case]:
     return list(cases.values())
 
 
-def large_cases(build: Any, variant: str, shape: tuple[int, ...], layout: str) -> list[Case]:
+def large_cases(axes: Axes, build: Any, variant: str, shape: tuple[int, ...], layout: str) -> list[Case]:
     """Sums over many values, where accumulation errors show: the regimes and dtypes in which natives are known to suffer."""
     cases = []
     for regime, dtype in product(("offset_1e4", "mixed"), ("float32", "bfloat16")):
-        spec, size = build(variant, shape, regime)
+        spec, size = build(axes.variants[variant], shape, regime)
         row = {"variant": variant, "layout": layout, "dtype": dtype, "regime": regime, "mode": "train"}
         cases.append(Case(spec=spec, shape=size, **row))
     return cases

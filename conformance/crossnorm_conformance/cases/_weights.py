@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from crossnorm import WeightSpec
@@ -37,21 +38,19 @@ def cases(method: type[WeightSpec], axes: Axes, **peers: str) -> list[Case]:
     """A covering of the axes, our own default arguments on a dense layer and on a convolution, and those of ``peers``, each
     on the layer that it is given with."""
 
-    def build(variant: str, size: tuple[int, int], regime: str, layer: str) -> tuple[WeightSpec, tuple[int, ...], Linear]:
-        return _build(method, axes.variants[variant], size, regime, layer)
-
     defaults = []
     for framework, layer in (("crossnorm", "dense"), ("crossnorm", "convolution2d"), *peers.items()):
         fields = PEERS[method.method][framework].fields if framework != "crossnorm" else {}
-        spec, shape, linear = _build(method, fields, (4, 6), "plain", layer)
+        spec, shape, linear = build(method, fields, (4, 6), "plain", layer)
         row = {"variant": f"{framework}_defaults", "dtype": "float32", "regime": "plain", "mode": "train"}
         defaults.append(Case(spec=spec, shape=shape, layer=linear, executions=_base.EXECUTIONS, defaults=framework, **row))
-    return cover(axes, build) + defaults
+    return cover(axes, partial(build, method)) + defaults
 
 
-def _build(
+def build(
     method: type[WeightSpec], fields: Mapping[str, Any], size: tuple[int, int], regime: str, layer: str
 ) -> tuple[WeightSpec, tuple[int, ...], Linear]:
+    """The specification, the shape in the rows that it wants, and the linear layer whose weight it is about."""
     outputs, inputs = size
     linear = Linear(outputs=outputs, inputs=inputs, **_LAYERS[layer])
     if linear.kind == "depthwise":

@@ -1,5 +1,8 @@
 """Cases of batch normalization."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import BatchNormSpec
 
 from ..case import Case
@@ -21,16 +24,16 @@ AXES = Axes(
 )
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[BatchNormSpec, tuple[int, ...]]:
-    fields, shape = channels_of(AXES.variants[variant], shape, regime, one_value=(1, shape[1]))
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[BatchNormSpec, tuple[int, ...]]:
+    fields, shape = channels_of(fields, shape, regime, one_value=(1, shape[1]))
     return BatchNormSpec(single_value="zero", **fields), shape
 
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "biased", (32, 4, 56, 56), "channels_last")
-        + large_cases(_build, "unbiased", (16, 4, 56, 56), "channels_last")
+        cover(AXES, build)
+        + large_cases(AXES, build, "biased", (32, 4, 56, 56), "channels_last")
+        + large_cases(AXES, build, "unbiased", (16, 4, 56, 56), "channels_last")
         + default_cases("batch_norm", (4, 6, 5, 3), ("torch", "keras", "flax", "onnx"), channels=6)
     )
 

@@ -1,5 +1,8 @@
 """Cases of batch renormalization."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import BatchRenormSpec
 
 from ..case import Case
@@ -24,8 +27,8 @@ AXES = Axes(
 )  # fmt: skip
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[BatchRenormSpec, tuple[int, ...]]:
-    fields, shape = channels_of(AXES.variants[variant], shape, regime, one_value=(1, shape[1]))
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[BatchRenormSpec, tuple[int, ...]]:
+    fields, shape = channels_of(fields, shape, regime, one_value=(1, shape[1]))
     if regime == "overflow":
         # A large d times the huge scale would leave the range before the sum is formed.
         fields |= {"d_max": 0.05}
@@ -34,9 +37,9 @@ def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[BatchReno
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "two_variances", (32, 4, 56, 56), "channels_last")
-        + large_cases(_build, "paper", (16, 4, 56, 56), "channels_first")
+        cover(AXES, build)
+        + large_cases(AXES, build, "two_variances", (32, 4, 56, 56), "channels_last")
+        + large_cases(AXES, build, "paper", (16, 4, 56, 56), "channels_first")
         + default_cases("batch_renorm", (4, 6, 5, 3), ("crossnorm", "keras"), channels=6)
     )
 

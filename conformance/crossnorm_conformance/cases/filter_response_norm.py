@@ -1,5 +1,8 @@
 """Cases of filter response normalization."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import FilterResponseNormSpec
 
 from ..case import Case
@@ -21,8 +24,8 @@ AXES = Axes(
 )
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[FilterResponseNormSpec, tuple[int, ...]]:
-    fields, shape = channels_of(AXES.variants[variant], shape, regime, one_value=(2, shape[1]))
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[FilterResponseNormSpec, tuple[int, ...]]:
+    fields, shape = channels_of(fields, shape, regime, one_value=(2, shape[1]))
     if fields.get("threshold") == "element":
         # Without positions an element is a channel.
         fields |= {"spatial": shape[2:]} if len(shape) > 2 else {"threshold": "channel"}
@@ -31,8 +34,8 @@ def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[FilterRes
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "paper", (4, 4, 112, 112), "channels_last")
+        cover(AXES, build)
+        + large_cases(AXES, build, "paper", (4, 4, 112, 112), "channels_last")
         + default_cases("filter_response_norm", (4, 6, 5, 3), ("crossnorm", "timm"), channels=6)
     )
 

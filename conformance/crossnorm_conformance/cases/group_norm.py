@@ -1,5 +1,8 @@
 """Cases of group normalization."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import GroupNormSpec
 
 from ..case import Case
@@ -20,8 +23,8 @@ AXES = Axes(
 )
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[GroupNormSpec, tuple[int, ...]]:
-    fields, shape = channels_of(AXES.variants[variant], shape, regime, one_value=shape[:2])
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[GroupNormSpec, tuple[int, ...]]:
+    fields, shape = channels_of(fields, shape, regime, one_value=shape[:2])
     if fields["groups"] is None:
         fields["groups"] = shape[1] // 2
     if regime == "one_value":
@@ -31,8 +34,8 @@ def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[GroupNorm
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "affine", (4, 8, 64, 64), "channels_last")
+        cover(AXES, build)
+        + large_cases(AXES, build, "affine", (4, 8, 64, 64), "channels_last")
         + default_cases("group_norm", (2, 6, 5, 3), ("torch", "onnx"), channels=6, groups=3)
         + default_cases("group_norm", (2, 64, 3, 2), ("keras", "flax", "timm"), channels=64)
     )

@@ -1,5 +1,8 @@
 """Cases of instance normalization."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import InstanceNormSpec
 
 from ..case import Case
@@ -21,15 +24,15 @@ AXES = Axes(
 )
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[InstanceNormSpec, tuple[int, ...]]:
-    fields, shape = channels_of(AXES.variants[variant], shape, regime, one_value=shape[:2])
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[InstanceNormSpec, tuple[int, ...]]:
+    fields, shape = channels_of(fields, shape, regime, one_value=shape[:2])
     return InstanceNormSpec(single_value="zero", **fields), shape
 
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "affine", (4, 4, 112, 112), "channels_last")
+        cover(AXES, build)
+        + large_cases(AXES, build, "affine", (4, 4, 112, 112), "channels_last")
         + default_cases("instance_norm", (4, 6, 5, 3), ("torch", "keras", "flax", "onnx"), channels=6)
     )
 

@@ -1,5 +1,8 @@
 """Cases of layer normalization. The batch dimensions are written first, then the normalized ones of the variant."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import LayerNormSpec
 
 from ..case import Case
@@ -20,15 +23,15 @@ AXES = Axes(
 )
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[LayerNormSpec, tuple[int, ...]]:
-    fields, shape = normalized_of(AXES.variants[variant], shape, regime, offset=variant != "keep_mean")
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[LayerNormSpec, tuple[int, ...]]:
+    fields, shape = normalized_of(fields, shape, regime, offset=fields.get("subtract_mean", True))
     return LayerNormSpec(**fields), shape
 
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "affine", (2048, 96), "contiguous")
+        cover(AXES, build)
+        + large_cases(AXES, build, "affine", (2048, 96), "contiguous")
         + default_cases("layer_norm", (4, 5, 12), ("torch", "keras", "flax", "onnx", "timm"), shape=(12,))
     )
 

@@ -1,5 +1,8 @@
 """Cases of root mean square normalization. The batch dimensions are written first, then the normalized ones."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import RMSNormSpec
 
 from ..case import Case
@@ -18,15 +21,15 @@ AXES = Axes(
 )
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[RMSNormSpec, tuple[int, ...]]:
-    fields, shape = normalized_of(AXES.variants[variant], shape, regime, offset=False)
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[RMSNormSpec, tuple[int, ...]]:
+    fields, shape = normalized_of(fields, shape, regime, offset=False)
     return RMSNormSpec(**fields), shape
 
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "scaled", (2048, 96), "contiguous")
+        cover(AXES, build)
+        + large_cases(AXES, build, "scaled", (2048, 96), "contiguous")
         + default_cases("rms_norm", (4, 5, 12), ("torch", "keras", "flax", "onnx", "timm"), shape=(12,))
     )
 

@@ -1,5 +1,7 @@
 """Cases of spectral normalization."""
 
+from functools import partial
+
 from crossnorm import SpectralNormSpec
 
 from ..case import Case
@@ -18,6 +20,7 @@ AXES = _weights.axes(
         "none": {"iterations": 0},
     }
 )
+build = partial(_weights.build, SpectralNormSpec)
 
 
 def cases() -> list[Case]:

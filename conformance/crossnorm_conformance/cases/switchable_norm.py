@@ -1,5 +1,8 @@
 """Cases of switchable normalization."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from crossnorm import SwitchableNormSpec
 
 from ..case import Case
@@ -21,16 +24,16 @@ AXES = Axes(
 )
 
 
-def _build(variant: str, shape: tuple[int, ...], regime: str) -> tuple[SwitchableNormSpec, tuple[int, ...]]:
-    fields, shape = channels_of(AXES.variants[variant], shape, regime, one_value=(2, shape[1]))
+def build(fields: Mapping[str, Any], shape: tuple[int, ...], regime: str) -> tuple[SwitchableNormSpec, tuple[int, ...]]:
+    fields, shape = channels_of(fields, shape, regime, one_value=(2, shape[1]))
     return SwitchableNormSpec(**fields), shape
 
 
 def cases() -> list[Case]:
     return (
-        cover(AXES, _build)
-        + large_cases(_build, "paper", (16, 4, 56, 56), "channels_last")
-        + large_cases(_build, "authors", (4, 4, 112, 112), "channels_first")
+        cover(AXES, build)
+        + large_cases(AXES, build, "paper", (16, 4, 56, 56), "channels_last")
+        + large_cases(AXES, build, "authors", (4, 4, 112, 112), "channels_first")
         + default_cases("switchable_norm", (4, 6, 5, 3), ("crossnorm",), channels=6)
     )
 

@@ -1,5 +1,7 @@
 """Cases of weight normalization."""
 
+from functools import partial
+
 from crossnorm import WeightNormSpec
 
 from ..case import Case
@@ -16,6 +18,7 @@ AXES = _weights.axes(
         "direction": {"scale": False, "eps": 1e-6},
     }
 )
+build = partial(_weights.build, WeightNormSpec)
 
 
 def cases() -> list[Case]:

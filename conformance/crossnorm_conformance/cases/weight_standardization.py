@@ -1,5 +1,7 @@
 """Cases of weight standardization."""
 
+from functools import partial
+
 from crossnorm import WeightStandardizationSpec
 
 from ..case import Case
@@ -17,6 +19,7 @@ AXES = _weights.axes(
     },
     without=("embedding",),
 )
+build = partial(_weights.build, WeightStandardizationSpec)
 
 
 def cases() -> list[Case]:

@@ -1,5 +1,6 @@
 """What the two torch implementations share: tensors from arrays, layouts, the steps of a case."""
 
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,11 @@ from ..case import Arrays, Case
 from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
+from ._torch_execution import Executed
 from ._torch_tensors import result, tensor
 from ._torch_weights import linear_module, misuse_weights, run_weights
 
-STATE = {
+NAMES = {
     "running_mean": "running_mean",
     "running_variance": "running_var",
     "running_standard_deviation": "running_std",
@@ -24,8 +26,6 @@ STATE = {
     "renorm_variance": "renorm_var",
     "renorm_standard_deviation": "renorm_std",
     "batches_tracked": "num_batches_tracked",
-}
-PARAMETERS = {
     "scale": "weight",
     "offset": "bias",
     "mean_logits": "mean_weight",
@@ -41,6 +41,8 @@ class TorchImplementation:
     name: str
     framework = "torch"
     native: str | None = None
+    names: Mapping[str, str] = NAMES
+    """The attributes of a layer by their roles."""
 
     def methods(self) -> tuple[str, ...]:
         """The methods that it has."""
@@ -78,7 +80,8 @@ class TorchImplementation:
         return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
     def executions(self) -> tuple[str, ...]:
-        return ("eager",)
+        compiles = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
+        return ("eager", *(("compile",) if compiles else ()), "export", "autocast")
 
     def shows(self, case: Case, quantity: str) -> bool:
         return True
@@ -94,27 +97,28 @@ class TorchImplementation:
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
         if case.layer is not None:
-            return run_weights(self, case.layer, case, arrays, device)
+            return run_weights(self, case.layer, case, arrays, execution, device)
         layer = self.build(case).to(device)
         if arrays.dtypes.get("scale", "") == "float64" or case.dtype == "float64":
             layer = layer.double()
         self._load(layer, case, arrays)
         channels = hasattr(case.spec, "channels")
         results: dict[tuple[int, str], Result | None] = {}
+        executed = Executed(layer, execution, case.dtype, device)
         for step, mode in case.steps:
-            layer.train(mode.update_running)
-            layer.requires_grad_(case.mode != "frozen")
-            layer.zero_grad()
+            executed.switch(training=mode.update_running, learning=case.mode != "frozen")
             x = tensor(arrays.values[f"x{step}"], case.dtype, case.layout, device, channels).requires_grad_()
-            y = layer(x)
+            y = executed(x)
             results[step, "y"] = result(y)
             if case.differentiates(step):
                 y.backward(tensor(arrays.values[f"upstream{step}"], case.dtype, case.layout, device, channels))
                 results[step, "dx"] = result(x.grad)
                 for parameter in case.spec.parameters:
-                    results[step, f"d{parameter.name}"] = result(getattr(layer, PARAMETERS[parameter.name]).grad)
+                    gradient = executed.held(self.names[parameter.name]).grad
+                    results[step, f"d{parameter.name}"] = result(gradient, parameter.shape)
             for array in case.spec.state:
-                results[step, array.name] = result(getattr(layer, STATE[array.name]))
+                if self.shows(case, array.name):
+                    results[step, array.name] = result(executed.held(self.names[array.name]), array.shape)
         return {key: value for key, value in results.items() if value is not None}
 
     def inexpressible(self, fault: Fault) -> str:
@@ -135,10 +139,10 @@ class TorchImplementation:
 
     def _load(self, layer: torch.nn.Module, case: Case, arrays: Arrays) -> None:
         with torch.no_grad():
-            for names in (PARAMETERS, STATE):
-                for role, name in names.items():
-                    if role in arrays.values:
-                        getattr(layer, name).copy_(torch.from_numpy(np.array(arrays.values[role])))
+            for role, name in self.names.items():
+                if role in arrays.values and hasattr(layer, name):
+                    held = getattr(layer, name)
+                    held.copy_(torch.from_numpy(np.array(arrays.values[role])).reshape(held.shape))
 
     def _state(self, layer: torch.nn.Module | None) -> dict[str, Any]:
         return {} if layer is None else {name: buffer.numpy().copy() for name, buffer in layer.named_buffers()}

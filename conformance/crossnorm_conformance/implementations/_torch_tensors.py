@@ -18,10 +18,11 @@ def tensor(values: Any, dtype: str, layout: str, device: str, channels: bool) ->
     return dense
 
 
-def result(values: torch.Tensor | None) -> Result | None:
-    """A tensor as NumPy has it; bfloat16, which NumPy lacks, as float32."""
+def result(values: torch.Tensor | None, shape: tuple[int, ...] | None = None) -> Result | None:
+    """A tensor as NumPy has it; bfloat16, which NumPy lacks, as float32. ``shape`` is the specification's: a layer may hold
+    dimensions of size one beside it."""
     if values is None:
         return None
     dtype = str(values.dtype).removeprefix("torch.")
-    held = values.detach().to("cpu", torch.float32 if dtype == "bfloat16" else values.dtype)
-    return Result(held.contiguous().numpy().copy(), dtype)
+    held = values.detach().to("cpu", torch.float32 if dtype == "bfloat16" else values.dtype).contiguous().numpy().copy()
+    return Result(held.reshape(shape) if shape is not None and held.size == np.prod(shape) else held, dtype)

@@ -41,7 +41,7 @@ def linear_module(layer: Linear) -> nn.Module:
 
 
 def run_weights(
-    implementation: Reparametrizes, layer: Linear, case: Case, arrays: Arrays, device: str
+    implementation: Reparametrizes, layer: Linear, case: Case, arrays: Arrays, execution: str, device: str
 ) -> dict[tuple[int, str], Result]:
     """Every step of a case about a weight. Weights stay float32 beside half inputs: autocast casts them."""
     spec: Any = case.spec
@@ -60,6 +60,9 @@ def run_weights(
         return got and Result(layer.arrange(layer.restore(got.values, _STORED), spec), got.dtype)
 
     results: dict[tuple[int, str], Result | None] = {}
+    if execution == "compile":
+        torch.compiler.reset()
+    call = torch.compile(module, fullgraph=True, dynamic=False) if execution == "compile" else module
     for step, mode in case.steps:
         module.train(mode.update_running)
         module.requires_grad_(case.mode != "frozen")
@@ -69,8 +72,8 @@ def run_weights(
             implementation.raw(spec, module)["weight"].copy_(torch.from_numpy(np.array(weight)))
         x = _input(case, arrays, step, device)
         # Cached: a native parametrization iterates whenever somebody reads the weight.
-        with _mixed(case, device), parametrize.cached():
-            y = module(x)
+        with _mixed(case, device), nullcontext() if execution == "compile" else parametrize.cached():
+            y = call(x)
             results[step, "effective_weight"] = to_spec(module.weight)
         results[step, "y"] = result(y)
         if case.differentiates(step) and y.requires_grad:

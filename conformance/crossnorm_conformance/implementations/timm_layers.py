@@ -62,6 +62,9 @@ class TimmLayers(TorchImplementation):
     def versions(self) -> dict[str, str]:
         return {"timm": version("timm"), "torch": torch.__version__}
 
+    def executions(self) -> tuple[str, ...]:
+        return ("eager",)
+
     def shows(self, case: Case, quantity: str) -> bool:
         return quantity != "effective_weight"  # computed inside the convolution
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from ..case import Arrays, Case
 from . import Result
 from ._peer import Witness
-from ._torch import PARAMETERS, STATE
+from ._torch import NAMES
 from ._torch_tensors import result, tensor
+from .torch_nn import IMPLEMENTATION as TORCH_NN
 
 _RUNNING = ("running_mean", "running_variance")
 
@@ -35,6 +36,8 @@ class TorchCompile(Witness):
 
     def lacks(self, case: Case) -> str:
         spec: Any = case.spec
+        if "compile" not in TORCH_NN.executions():
+            return "torch.compile needs a C++ compiler"
         if case.layout == "leading":
             return "torch normalises trailing dimensions only"
         # What training stores does not matter where nothing is trained.
@@ -55,11 +58,11 @@ class TorchCompile(Witness):
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
         spec: Any = case.spec
         held = {
-            (PARAMETERS | STATE)[a.name]: tensor(arrays.values[a.name], arrays.dtypes[a.name], "contiguous", device, False)
+            NAMES[a.name]: tensor(arrays.values[a.name], arrays.dtypes[a.name], "contiguous", device, False)
             for a in (*spec.parameters, *spec.state)
             if a.name != "batches_tracked"
         }
-        learned = {p.name: held[PARAMETERS[p.name]].requires_grad_(case.mode != "frozen") for p in spec.parameters}
+        learned = {p.name: held[NAMES[p.name]].requires_grad_(case.mode != "frozen") for p in spec.parameters}
         results: dict[tuple[int, str], Result | None] = {}
         for step, mode in case.steps:
             x, upstream = (
@@ -82,7 +85,7 @@ class TorchCompile(Witness):
                         results[step, f"d{name}"] = result(value.grad)
                         value.grad = None
             for name in (array.name for array in spec.state if array.name in _RUNNING):
-                results[step, name] = result(held[STATE[name]])
+                results[step, name] = result(held[NAMES[name]])
         return {key: value for key, value in results.items() if value is not None}
 
 

@@ -1,0 +1,59 @@
+"""A plain function of NumPy arrays. It has outputs and state, but no gradients; NumPy has no bfloat16."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from crossnorm import NormSpec
+from crossnorm.rounding import accumulation
+
+from ..case import Arrays, Case
+from . import Result, _given
+
+
+class _Numpy:
+    framework = "numpy"
+    names: Mapping[str, str] = MappingProxyType({})
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def executions(self) -> tuple[str, ...]:
+        return ("eager",)
+
+    def unsupported(self, case: Case, device: str) -> str:
+        if device != "cpu":
+            return f"no device {device}"
+        return "NumPy has no bfloat16" if case.dtype == "bfloat16" else ""
+
+
+class Given(_given.Given, _Numpy):
+    """The arrays are in the reference's layout: (batch, channel, *spatial), (*batch, *normalized), a weight's rows first."""
+
+    def layouts(self, spec: NormSpec) -> Sequence[str]:
+        return ("channels_first",) if hasattr(spec, "channels") else ("contiguous",)
+
+    def shows(self, case: Case, quantity: str) -> bool:
+        return not quantity.startswith("d") and (quantity == "effective_weight" or case.layer is None or quantity != "y")
+
+    def try_out(self, case: Case) -> None:
+        pass  # a function of arrays takes any rank, or has to say so
+
+    def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
+        stored = accumulation(case.dtype)
+        parameters = arrays.named(parameter.name for parameter in case.spec.parameters)
+        state = arrays.named(array.name for array in case.spec.state)
+        output, x = ("y", "x") if case.layer is None else ("effective_weight", "weight")
+        results = {}
+        for step, mode in case.steps:
+            with np.errstate(all="ignore"):
+                y, new = _given.call(self.layer, arrays.values[f"{x}{step}"].copy(), parameters, state, mode.update_running)
+            state = new if mode.update_running else state
+            results[step, output] = Result(np.asarray(y), str(np.asarray(y).dtype))
+            for name, value in (state | new).items():
+                results[step, name] = Result(np.asarray(value), str(np.asarray(value).dtype) or stored)
+        return results
