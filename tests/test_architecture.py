@@ -20,7 +20,7 @@ SUITE = "conformance/crossnorm_conformance"
 
 _SUITE_IMPORTS = {"crossnorm", "crossnorm.spec", "crossnorm.errors", "crossnorm.reference", "crossnorm.rounding", "numpy"}
 _SUITE_IMPORTS |= {"pytest", "xdist", "hypothesis", "rich", "typer", "jinja2", "crossnorm_conformance"}
-_PEERS = {"torch", "tensorflow", "keras", "jax", "flax", "equinox", "onnx", "onnxruntime", "timm"}
+_PEERS = {"torch", "tensorflow", "keras", "jax", "flax", "equinox", "onnx", "onnxruntime", "ml_dtypes", "timm"}
 
 # What each room may import beside the standard library and itself. The first entry that holds a file is its room.
 ROOMS = {

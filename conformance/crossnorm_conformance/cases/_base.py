@@ -132,6 +132,10 @@ def _fields(variant: Mapping[str, Any], regime: str, offset: bool) -> dict[str, 
     return dict(variant)
 
 
+# Where a framework that has no argument for the channels' axis, or a default of its own, expects them.
+_LAYOUTS = {"flax": "channels_last"}
+
+
 def default_cases(
     method: str, size: tuple[int, ...], frameworks: Sequence[str] = ("torch", "keras"), **fields: Any
 ) -> list[Case]:
@@ -142,7 +146,7 @@ def default_cases(
             variant=f"{framework}_defaults",
             spec=spec_class(method)(**fields) if framework == "crossnorm" else preset(framework, method, **fields),
             shape=size,
-            layout="channels_first" if "channels" in fields else "contiguous",
+            layout=_LAYOUTS.get(framework, "channels_first") if "channels" in fields else "contiguous",
             dtype="float32",
             regime="plain",
             mode="train",

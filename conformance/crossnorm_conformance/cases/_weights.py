@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from crossnorm import WeightSpec
+from crossnorm.spec import PEERS
 
 from ..case import WEIGHT_REGIMES, Case
 from ..linear import Linear
@@ -33,14 +34,16 @@ def axes(variants: Mapping[str, Mapping[str, Any]], without: tuple[str, ...] = (
     return Axes(variants=variants, shapes=SIZES, layers=layers, regimes=WEIGHT_REGIMES)
 
 
-def cases(method: type[WeightSpec], axes: Axes) -> list[Case]:
-    """A covering of the axes, and our own default arguments on a dense layer and on a convolution."""
+def cases(method: type[WeightSpec], axes: Axes, **peers: str) -> list[Case]:
+    """A covering of the axes, our own default arguments on a dense layer and on a convolution, and those of ``peers``, each
+    on the layer that it is given with."""
 
     defaults = []
-    for layer in ("dense", "convolution2d"):
-        spec, shape, linear = build(method, {}, (4, 6), "plain", layer)
-        row = {"variant": "crossnorm_defaults", "dtype": "float32", "regime": "plain", "mode": "train"}
-        defaults.append(Case(spec=spec, shape=shape, layer=linear, executions=_base.EXECUTIONS, defaults="crossnorm", **row))
+    for framework, layer in (("crossnorm", "dense"), ("crossnorm", "convolution2d"), *peers.items()):
+        fields = PEERS[method.method][framework].fields if framework != "crossnorm" else {}
+        spec, shape, linear = build(method, fields, (4, 6), "plain", layer)
+        row = {"variant": f"{framework}_defaults", "dtype": "float32", "regime": "plain", "mode": "train"}
+        defaults.append(Case(spec=spec, shape=shape, layer=linear, executions=_base.EXECUTIONS, defaults=framework, **row))
     return cover(axes, partial(build, method)) + defaults
 
 

@@ -34,7 +34,7 @@ def cases() -> list[Case]:
         cover(AXES, build)
         + large_cases(AXES, build, "biased", (32, 4, 56, 56), "channels_last")
         + large_cases(AXES, build, "unbiased", (16, 4, 56, 56), "channels_last")
-        + default_cases("batch_norm", (4, 6, 5, 3), channels=6)
+        + default_cases("batch_norm", (4, 6, 5, 3), ("torch", "keras", "flax", "onnx"), channels=6)
     )
 
 

@@ -36,7 +36,7 @@ def cases() -> list[Case]:
     return (
         cover(AXES, build)
         + large_cases(AXES, build, "paper", (4, 4, 112, 112), "channels_last")
-        + default_cases("filter_response_norm", (4, 6, 5, 3), ("crossnorm",), channels=6)
+        + default_cases("filter_response_norm", (4, 6, 5, 3), ("crossnorm", "timm"), channels=6)
     )
 
 

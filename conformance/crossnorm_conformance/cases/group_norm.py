@@ -36,8 +36,8 @@ def cases() -> list[Case]:
     return (
         cover(AXES, build)
         + large_cases(AXES, build, "affine", (4, 8, 64, 64), "channels_last")
-        + default_cases("group_norm", (2, 6, 5, 3), ("torch",), channels=6, groups=3)
-        + default_cases("group_norm", (2, 64, 3, 2), ("keras",), channels=64)
+        + default_cases("group_norm", (2, 6, 5, 3), ("torch", "onnx"), channels=6, groups=3)
+        + default_cases("group_norm", (2, 64, 3, 2), ("keras", "flax", "timm"), channels=64)
     )
 
 

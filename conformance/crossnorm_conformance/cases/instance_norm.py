@@ -33,7 +33,7 @@ def cases() -> list[Case]:
     return (
         cover(AXES, build)
         + large_cases(AXES, build, "affine", (4, 4, 112, 112), "channels_last")
-        + default_cases("instance_norm", (4, 6, 5, 3), channels=6)
+        + default_cases("instance_norm", (4, 6, 5, 3), ("torch", "keras", "flax", "onnx"), channels=6)
     )
 
 

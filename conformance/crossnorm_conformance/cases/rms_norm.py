@@ -30,7 +30,7 @@ def cases() -> list[Case]:
     return (
         cover(AXES, build)
         + large_cases(AXES, build, "scaled", (2048, 96), "contiguous")
-        + default_cases("rms_norm", (4, 5, 12), shape=(12,))
+        + default_cases("rms_norm", (4, 5, 12), ("torch", "keras", "flax", "onnx", "timm"), shape=(12,))
     )
 
 

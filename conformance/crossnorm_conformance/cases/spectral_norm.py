@@ -24,7 +24,7 @@ build = partial(_weights.build, SpectralNormSpec)
 
 
 def cases() -> list[Case]:
-    return _weights.cases(SpectralNormSpec, AXES)
+    return _weights.cases(SpectralNormSpec, AXES, flax="dense")
 
 
 def faults() -> list[Fault]:

@@ -22,7 +22,7 @@ build = partial(_weights.build, WeightNormSpec)
 
 
 def cases() -> list[Case]:
-    return _weights.cases(WeightNormSpec, AXES)
+    return _weights.cases(WeightNormSpec, AXES, flax="dense")
 
 
 def faults() -> list[Fault]:

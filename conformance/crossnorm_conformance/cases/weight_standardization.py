@@ -23,7 +23,7 @@ build = partial(_weights.build, WeightStandardizationSpec)
 
 
 def cases() -> list[Case]:
-    return _weights.cases(WeightStandardizationSpec, AXES)
+    return _weights.cases(WeightStandardizationSpec, AXES, timm="convolution2d")
 
 
 def faults() -> list[Fault]:

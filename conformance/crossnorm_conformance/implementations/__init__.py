@@ -81,12 +81,17 @@ class Implementation(Protocol):
 class Place:
     """Where an implementation that comes with the suite lies. A witness is a peer that runs under ``--full`` or by name."""
 
-    package: str
-    """What must be importable."""
+    packages: str
+    """What must be importable, separated by spaces."""
     module: str
     witness: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     """What must be set before it is imported: it runs in a process of its own then."""
+
+    @property
+    def missing(self) -> str:
+        """The packages that are not installed, in words."""
+        return " and ".join(package for package in self.packages.split() if not find_spec(package))
 
 
 _BUILT_IN = {
@@ -97,6 +102,11 @@ _BUILT_IN = {
     "keras.layers": Place("tensorflow", "keras_layers"),
     "keras-on-torch": Place("torch", "keras_on_torch", witness=True, environment={"KERAS_BACKEND": "torch"}),
     "keras-on-jax": Place("jax", "keras_on_jax", witness=True, environment={"KERAS_BACKEND": "jax"}),
+    "flax.nnx": Place("flax", "flax_nnx", witness=True),
+    "onnxruntime": Place("onnxruntime onnx", "onnxruntime_operators", witness=True),
+    "timm": Place("timm", "timm_layers", witness=True),
+    "tensorflow": Place("tensorflow", "tensorflow_kernels", witness=True),
+    "torch.compile": Place("torch", "torch_functional", witness=True),
 }
 _GROUP = "crossnorm.implementations"
 
@@ -105,7 +115,7 @@ def installed(names: Sequence[str] = (), full: bool = False) -> list[str]:
     """The implementations to run: those named, or all that are installed; witnesses only where ``full``."""
     if names:
         return [load(name).name for name in dict.fromkeys(names)]
-    found = [name for name, place in _BUILT_IN.items() if (full or not place.witness) and find_spec(place.package)]
+    found = [name for name, place in _BUILT_IN.items() if (full or not place.witness) and not place.missing]
     return found + [load(point.name).name for point in entry_points(group=_GROUP)]
 
 
@@ -113,8 +123,8 @@ def absent(names: Sequence[str] = (), full: bool = False) -> dict[str, str]:
     """The implementations that come with the suite and are not run, each with the reason."""
     reasons = {}
     for name, place in _BUILT_IN.items() if not names else ():
-        if not find_spec(place.package):
-            reasons[name] = f"{place.package} is not installed"
+        if place.missing:
+            reasons[name] = f"{place.missing} is not installed"
         elif place.witness and not full:
             reasons[name] = "a witness runs under --full, or by name"
     return reasons
@@ -144,8 +154,8 @@ def load(name: str) -> Implementation:
         return _third_parties[name]
     if name in _BUILT_IN:
         place = _BUILT_IN[name]
-        if not find_spec(place.package):
-            raise SuiteError(f"implementation {name!r} needs {place.package}, which is not installed")
+        if place.missing:
+            raise SuiteError(f"implementation {name!r} needs {place.missing}, which is not installed")
         return isolated(name, place.environment) if place.environment else find(name)
     points = [point.name for point in entry_points(group=_GROUP)]
     if name not in points and ":" not in name:

@@ -12,10 +12,11 @@ from crossnorm.spec import PEERS, SPECS
 
 from ..case import Arrays, Case
 from ..cases import Fault
+from ..linear import Linear
 from . import Misuse, Result
 from ._torch_execution import Executed
 from ._torch_tensors import result, tensor
-from ._torch_weights import misuse_weights, run_weights
+from ._torch_weights import linear_module, misuse_weights, run_weights
 
 NAMES = {
     "running_mean": "running_mean",
@@ -59,6 +60,10 @@ class TorchImplementation:
     def layer_class(self, spec: NormSpec, rank: int) -> type[torch.nn.Module]:
         """The class of a method's layer for a number of spatial dimensions."""
         raise NotImplementedError
+
+    def linear(self, spec: WeightSpec, layer: Linear) -> torch.nn.Module:
+        """The linear layer whose weight is to be reparametrized."""
+        return linear_module(layer)
 
     def wrap(self, spec: WeightSpec, module: torch.nn.Module, **arguments: Any) -> None:
         """Reparametrize the module's weight; ``arguments`` are a fault's."""

@@ -24,6 +24,7 @@ _STORED = SpectralNormSpec(shape=1, transposed_row="input", embedding_row="input
 class Reparametrizes(Protocol):
     """What is asked of an implementation."""
 
+    def linear(self, spec: WeightSpec, layer: Linear) -> nn.Module: ...
     def wrap(self, spec: WeightSpec, module: nn.Module, **arguments: Any) -> None: ...
     def raw(self, spec: WeightSpec, module: nn.Module) -> dict[str, torch.Tensor]: ...
 
@@ -44,7 +45,7 @@ def run_weights(
 ) -> dict[tuple[int, str], Result]:
     """Every step of a case about a weight. Weights stay float32 beside half inputs: autocast casts them."""
     spec: Any = case.spec
-    module = linear_module(layer).to(device)
+    module = implementation.linear(spec, layer).to(device)
     implementation.wrap(spec, module)
     if case.dtype == "float64":
         module = module.double()
