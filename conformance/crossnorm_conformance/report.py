@@ -143,7 +143,15 @@ class Report:
         return not self.complaints and not self.idle() and not self.lacks() and not self.failures()
 
     def failures(self) -> list[Check]:
-        return [check for check in self.checks if check.verdict == FAIL]
+        """The failing checks, the simplest cases first."""
+
+        def simplicity(check: Check) -> tuple[Any, ...]:
+            case = self.cases.get(check.case)
+            if case is None:
+                return (0,)
+            return (1, case["regime"] != "plain", case["dtype"] != "float32", math.prod(case["shape"]), check.step)
+
+        return sorted((check for check in self.checks if check.verdict == FAIL), key=simplicity)
 
     def idle(self) -> list[str]:
         """The implementations and devices of which nothing was compared: a run that looked at nothing has shown nothing. One
@@ -290,10 +298,12 @@ class Report:
             for axis in ("dtype", "layer", "layout", "regime", "mode", "execution", "step", "variant"):
                 values = {str(self._axis(check, axis)) for check in checks}
                 guilty = {str(self._axis(check, axis)) for check in failed}
-                if guilty < values:
-                    axes.append(f"{axis} {', '.join(sorted(guilty))}")
-            only = f", only with {'; '.join(axes)}" if axes else ", everywhere"
-            lines.append(f"{implementation} {quantity}: {len(failed)} of {len(checks)} checks fail{only}")
+                spared = values - guilty
+                if spared:
+                    few, word = (guilty, "only") if len(guilty) <= len(spared) else (spared, "never")
+                    axes.append(f"{word} with {axis} {', '.join(sorted(few))}")
+            where = "; ".join(axes) or "everywhere"
+            lines.append(f"{implementation} {quantity}: {len(failed)} of {len(checks)} checks fail: {where}")
         return lines
 
     def _axis(self, check: Check, axis: str) -> Any:

@@ -12,7 +12,7 @@ from crossnorm import NormSpec, WeightSpec
 
 from ..case import Case
 from . import _given
-from ._torch import TorchImplementation, parametrized
+from ._torch import TorchImplementation
 
 
 class Given(_given.Given, TorchImplementation):
@@ -52,17 +52,23 @@ class Given(_given.Given, TorchImplementation):
             self.layer(module)
 
     def raw(self, spec: WeightSpec, module: nn.Module) -> dict[str, torch.Tensor]:
-        found = parametrized(spec, module) if parametrize.is_parametrized(module) else {}
-        owners = [module, *(module.parametrizations.weight if found else ())]
-        for role in ("weight", *(array.name for array in (*spec.parameters, *spec.state))):
-            if role not in found:
-                names = [self.names.get(role, role), role, *_HOOKS.get(role, ())]
-                found[role] = _given.find_attribute(self.name, owners, role, names)
-        return found
+        roles = ["weight", *(array.name for array in (*spec.parameters, *spec.state))]
+        owners: list[Any] = [module]
+        if parametrize.is_parametrized(module):
+            held: Any = module.parametrizations
+            owners = [held.weight, *held.weight]
+        # A hook leaves a plain tensor in the weight's own place.
+        names = {role: [*_HELD.get(role, ()), self.names.get(role, role), role] for role in roles}
+        return {role: _given.find_attribute(self.name, owners, role, names[role]) for role in roles}
 
 
-# What forward hooks call what they hold.
-_HOOKS = {"weight": ("weight_orig", "weight_v"), "scale": ("weight_g",), "u": ("weight_u",), "v": ("weight_v",)}
+# What torch's own parametrizations and hooks call what they hold.
+_HELD = {
+    "weight": ("original", "original1", "weight_orig", "weight_v"),
+    "scale": ("original0", "weight_g", "gain"),
+    "u": ("_u", "weight_u"),
+    "v": ("_v", "weight_v"),
+}
 
 
 class _Function(nn.Module):

@@ -1,6 +1,6 @@
 """What all implementations with Keras layers share, whatever the backend: axes from layouts, names, the steps of a case."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,16 +15,15 @@ from . import Misuse, Result
 from ._keras_tensors import Step, dense, given, result, state_of
 from ._keras_weights import run_weights
 
-STATE = {
-    "running_mean": "moving_mean",
-    "running_variance": "moving_variance",
-    "running_standard_deviation": "moving_stddev",
-    "renorm_mean": "renorm_mean",
-    "renorm_variance": "renorm_variance",
-    "renorm_standard_deviation": "renorm_stddev",
-    "batches_tracked": "batches_tracked",
-}
-PARAMETERS = {
+# The attributes of a layer by their roles; the first that is there counts.
+NAMES = {
+    "running_mean": ("moving_mean",),
+    "running_variance": ("moving_variance",),
+    "running_standard_deviation": ("moving_stddev",),
+    "renorm_mean": ("renorm_mean",),
+    "renorm_variance": ("renorm_variance",),
+    "renorm_standard_deviation": ("renorm_stddev",),
+    "batches_tracked": ("batches_tracked",),
     "scale": ("gamma", "scale"),
     "offset": ("beta",),
     "mean_logits": ("mean_logits",),
@@ -41,6 +40,7 @@ class KerasImplementation:
     name: str
     framework = "keras"
     native: str | None = None
+    names: Mapping[str, Sequence[str]] = NAMES
     unstrided = ""
     """Why the backend has no tensors with strides; empty if it has."""
 
@@ -117,7 +117,7 @@ class KerasImplementation:
                 return run_weights(self, case.layer, case, arrays, execution)
             layer = self.build(case)
             layer.build(_to_layout(case, np.empty(case.shape)).shape)
-            _load(layer, arrays)
+            self._load(layer, arrays)
             layer.trainable = case.mode != "frozen"
             run = self.stepper(execution)
             results: dict[tuple[int, str], Result | None] = {}
@@ -134,11 +134,29 @@ class KerasImplementation:
                 if case.differentiates(step):
                     results[step, "dx"] = result(dx, lambda v: _from_layout(case, v))
                     for parameter in case.spec.parameters if case.mode != "frozen" else ():
-                        results[step, f"d{parameter.name}"] = result(gradients[_weight(layer, parameter.name).path])
+                        gradient = gradients[self._weight(layer, parameter.name).path]
+                        results[step, f"d{parameter.name}"] = result(gradient, lambda v, a=parameter: v.reshape(a.shape))
                 for array in case.spec.state:
                     if self.shows(case, array.name):
-                        results[step, array.name] = result(getattr(layer, STATE[array.name]).value)
+                        held = self._weight(layer, array.name).value
+                        results[step, array.name] = result(held, lambda v, a=array: v.reshape(a.shape))
             return given(results)
+
+    def _load(self, layer: keras.layers.Layer, arrays: Arrays) -> None:
+        for role in self.names:
+            if role in arrays.values and (role != "batches_tracked" or self._finds(layer, role)):
+                weight = self._weight(layer, role)
+                weight.assign(np.reshape(arrays.values[role], weight.shape))
+
+    def _weight(self, layer: keras.layers.Layer, role: str) -> keras.Variable:
+        found = self._finds(layer, role)
+        if not found:
+            raise AttributeError(f"{layer.name} has no weight for {role}")
+        return found[0]
+
+    def _finds(self, layer: keras.layers.Layer, role: str) -> list[keras.Variable]:
+        names = [self.names[role]] if isinstance(self.names[role], str) else self.names[role]
+        return [value for name in names if isinstance(value := getattr(layer, name, None), keras.Variable)]
 
     def inexpressible(self, fault: Fault) -> str:
         return ""
@@ -215,19 +233,3 @@ def native_arguments(spec: NormSpec, changes: Mapping[str, Any]) -> dict[str, An
     arguments = PEERS[spec.method]["keras"].arguments
     fields = {name: changes.get(name, getattr(spec, name)) for name in arguments}
     return {arguments[name].name: arguments[name].native(value) for name, value in fields.items()}
-
-
-def _weight(layer: keras.layers.Layer, role: str) -> keras.Variable:
-    for name in PARAMETERS[role]:
-        if isinstance(getattr(layer, name, None), keras.Variable):
-            return getattr(layer, name)
-    raise AttributeError(f"{layer.name} has no weight for {role}")
-
-
-def _load(layer: keras.layers.Layer, arrays: Arrays) -> None:
-    for role in PARAMETERS:
-        if role in arrays.values:
-            _weight(layer, role).assign(arrays.values[role])
-    for role, name in STATE.items():
-        if role in arrays.values and getattr(layer, name, None) is not None:
-            getattr(layer, name).assign(arrays.values[role])
