@@ -1,6 +1,7 @@
 """The report: the matrix method x implementation x question with the worst rounding units, counts, versions and the seed."""
 
 import json
+import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
