@@ -12,7 +12,7 @@ from crossnorm.spec import PEERS, SPECS
 from ..case import Arrays, Case
 from ..cases import Fault
 from . import Misuse, Result
-from ._torch_tensors import result, tensor
+from ._torch_tensors import Held, backward, tensor
 from ._torch_weights import misuse_weights, run_weights
 
 STATE = {
@@ -95,22 +95,23 @@ class TorchImplementation:
             layer = layer.double()
         self._load(layer, case, arrays)
         channels = hasattr(case.spec, "channels")
-        results: dict[tuple[int, str], Result | None] = {}
+        held = Held(arrays)
         for step, mode in case.steps:
             layer.train(mode.update_running)
             layer.requires_grad_(case.mode != "frozen")
             layer.zero_grad()
-            x = tensor(arrays.values[f"x{step}"], case.dtype, case.layout, device, channels).requires_grad_()
+            arguments = case.dtype, case.layout, device, channels
+            x = held.give(f"x{step}", tensor(arrays.values[f"x{step}"], *arguments).requires_grad_())
             y = layer(x)
-            results[step, "y"] = result(y)
+            held.take(step, "y", y)
             if case.differentiates(step):
-                y.backward(tensor(arrays.values[f"upstream{step}"], case.dtype, case.layout, device, channels))
-                results[step, "dx"] = result(x.grad)
+                backward(y, held.give(f"upstream{step}", tensor(arrays.values[f"upstream{step}"], *arguments)))
+                held.take(step, "dx", x.grad)
                 for parameter in case.spec.parameters:
-                    results[step, f"d{parameter.name}"] = result(getattr(layer, PARAMETERS[parameter.name]).grad)
+                    held.take(step, f"d{parameter.name}", getattr(layer, PARAMETERS[parameter.name]).grad)
             for array in case.spec.state:
-                results[step, array.name] = result(getattr(layer, STATE[array.name]))
-        return {key: value for key, value in results.items() if value is not None}
+                held.take(step, array.name, getattr(layer, STATE[array.name]).clone())
+        return held.results()
 
     def inexpressible(self, fault: Fault) -> str:
         return ""
