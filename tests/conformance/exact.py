@@ -45,5 +45,7 @@ class Exact:
         answer = oracle(case, self.seed)
         return {
             key: Result(rounding.round_to(quantity.value, answer.stored[key]), answer.stored[key])
+            if quantity.value.dtype.kind == "f"
+            else Result(quantity.value, quantity.value.dtype.name)
             for key, quantity in answer.exact.items()
         }
