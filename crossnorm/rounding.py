@@ -5,7 +5,8 @@ Evaluate the reference on the stored inputs: ``q``. Evaluate it again `DRAWS` ti
 
     the largest change of ``q`` over the draws, within each statistics group
     + u of the accumulation dtype times the largest magnitude over the draws
-    + u of the result's dtype times ``|q|``, where the result is stored in a narrower dtype
+    + u of the result's dtype times ``|q|``, where the result is stored in a narrower dtype; below the smallest normal number
+      of that dtype rounding is absolute, so that this number counts there
     + the smallest normal number of the accumulation dtype: below it rounding is absolute, and many processors give 0.
 
 More than `VERDICT` units is a failure. Nothing here can be tuned per test.
@@ -68,6 +69,15 @@ def largest(dtype: str) -> float:
     return float(np.finfo(dtype).max)
 
 
+def smallest_normal(dtype: str) -> float:
+    """The smallest positive number with all digits. bfloat16 has float32's exponents.
+
+    >>> smallest_normal("float16") == 2.0**-14
+    True
+    """
+    return float(np.finfo("float32" if dtype == "bfloat16" else dtype).tiny)
+
+
 def round_to(values: Array, dtype: str) -> Array:
     """``values`` rounded to ``dtype``, stored in an array NumPy has: float32 for bfloat16, which it lacks.
 
@@ -128,9 +138,10 @@ def unit(
         for name, q in exact.items():
             accumulated = accumulation(stored[name])
             units[name] = q.over_groups(change[name]) + unit_roundoff(accumulated) * magnitude[name]
-            units[name] = units[name] + units[name].dtype.type(np.finfo(accumulated).tiny)
+            units[name] = units[name] + units[name].dtype.type(smallest_normal(accumulated))
             if stored[name] != accumulated:
-                units[name] = units[name] + unit_roundoff(stored[name]) * np.abs(q.comparable(q.value))
+                rounded = np.maximum(np.abs(q.comparable(q.value)), smallest_normal(stored[name]))
+                units[name] = units[name] + unit_roundoff(stored[name]) * rounded
     return exact, units
 
 

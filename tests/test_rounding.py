@@ -216,6 +216,14 @@ def test_only_a_result_below_the_smallest_normal_number_may_be_zero(want, excuse
     assert (error <= 1).all() == excused
 
 
+def test_a_result_below_the_smallest_normal_number_of_float16_may_be_rounded_to_its_steps():
+    step = 2.0**-24
+    want = np.array([[0.48, 3.49, 100.51]]) * step
+    exact, units = unit(evaluate_sum, {"x": want}, {}, {"sum": "float32", "copy": "float16"}, seed=0)
+    assert (in_units(round_to(want, "float16"), exact["copy"], units["copy"], "float16") <= 1).all()
+    assert (in_units(round_to(want + 40 * step, "float16"), exact["copy"], units["copy"], "float16") > 32).all()
+
+
 def test_magnitude_and_narrow_storage_add_to_the_unit():
     quantity = Quantity(np.array([4.0]), np.array([16.0]), (1,))
 

@@ -33,9 +33,10 @@ REGIMES = (
     "batch_of_one",
     "one_value",
     "mixed",
+    "zero",
 )
-# Those that a weight can be in; "zero" is a weight of zeros.
-WEIGHT_REGIMES = (*(regime for regime in REGIMES if regime not in ("overflow", "batch_of_one")), "zero")
+# Those that a weight can be in.
+WEIGHT_REGIMES = tuple(regime for regime in REGIMES if regime not in ("overflow", "batch_of_one"))
 
 _SPREAD = {"float32": 1e15, "bfloat16": 1e15, "float64": 1e100, "float16": 1e3}
 # Outputs leave the range of their dtype while every intermediate result stays inside, of ``a * x + b`` too. The spread
@@ -44,7 +45,7 @@ _OVERFLOW_SPREAD = 64.0
 _OVERFLOW_SCALE = 0.15
 _OVERFLOW_OFFSET = 0.8
 _OVERFLOW_SCALE_ALONE = 0.8
-_OVERFLOW_UPSTREAM = {"float32": 1e-30, "bfloat16": 1e-30, "float64": 1e-300, "float16": 1e-3}
+_OVERFLOW_UPSTREAM = {"float32": 1e-20, "bfloat16": 1e-20, "float64": 1e-200, "float16": 1e-3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +195,6 @@ def _draw_weights(case: Case, layer: Linear, random: np.random.Generator) -> dic
     """Three training steps away from one weight, as an optimizer would take them, and the inputs of the layer."""
     offset, spread = _offset_and_spread(case, random)
     weight = _input(case, offset, spread, random)
-    if case.regime == "zero":
-        weight = np.zeros(case.shape)
     values: dict[str, Array] = {}
     for step, _ in case.steps:
         moves = step > 1 and case.regime != "constant"
@@ -276,6 +275,8 @@ def _offset_and_spread(case: Case, random: np.random.Generator) -> tuple[Array, 
 
 def _input(case: Case, offset: Array, spread: Array, random: np.random.Generator) -> Array:
     x = offset + spread * random.standard_normal(case.shape)
+    if case.regime == "zero":
+        return np.zeros(case.shape)
     if case.regime == "constant":
         index = tuple(0 if size > 1 or axis == 0 else slice(None) for axis, size in enumerate(case.group_count))
         # A group of channels is one group: all of its channels are constant.

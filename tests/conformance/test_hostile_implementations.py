@@ -11,50 +11,13 @@ from crossnorm_conformance.case import draw
 from crossnorm_conformance.cases import cases_of
 from crossnorm_conformance.compare import FAIL, KNOWN, UNSUPPORTED, Check, check_quantities
 from crossnorm_conformance.implementations import Result, SuiteError, load
-from crossnorm_conformance.oracle import oracle
 from crossnorm_conformance.plan import Plan
 from crossnorm_conformance.register import judge
 from crossnorm_conformance.report import Report
 from crossnorm_conformance.runner import run as run_suite
+from tests.conformance.exact import Exact
 
 CASE = cases_of("rms_norm")[0]
-
-
-class Exact:
-    """Gives the oracle's own answer, rounded."""
-
-    name, framework, native = "exact", "numpy", None
-
-    def methods(self):
-        return ("rms_norm",)
-
-    def versions(self):
-        return {}
-
-    def devices(self):
-        return ("cpu",)
-
-    def executions(self):
-        return ("eager",)
-
-    def shows(self, case, quantity):
-        return True
-
-    def unsupported(self, case, device):
-        return ""
-
-    def inexpressible(self, fault):
-        return "takes no arguments"
-
-    def misuse(self, fault):
-        raise NotImplementedError
-
-    def run(self, case, arrays, execution, device):
-        answer = oracle(case, 0)
-        return {
-            key: Result(compare.rounding.round_to(quantity.value, answer.stored[key]), answer.stored[key])
-            for key, quantity in answer.exact.items()
-        }
 
 
 def checks_of(monkeypatch, implementation):

@@ -14,7 +14,7 @@ AXES = Axes(
         "paper": {},
         "timm": {"eps": 1e-5},
         "tfa": {"threshold": "element", "learned_eps": "scalar"},
-        "learned_eps": {"learned_eps": "channel"},
+        "learned_eps": {"learned_eps": "channel", "eps": 0.1},
         "no_threshold": {"threshold": None, "eps": 1e-3},
         "no_scale": {"scale": False},
         "bare": {"scale": False, "offset": False, "threshold": None, "learned_eps": "scalar"},

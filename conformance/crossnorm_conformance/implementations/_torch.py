@@ -15,7 +15,7 @@ from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
 from ._torch_execution import Executed
-from ._torch_tensors import result, tensor
+from ._torch_tensors import Held, backward, in_shape, tensor
 from ._torch_weights import linear_module, misuse_weights, run_weights
 
 NAMES = {
@@ -103,23 +103,24 @@ class TorchImplementation:
             layer = layer.double()
         self._load(layer, case, arrays)
         channels = hasattr(case.spec, "channels")
-        results: dict[tuple[int, str], Result | None] = {}
+        held = Held(arrays)
         executed = Executed(layer, execution, case.dtype, device)
         for step, mode in case.steps:
             executed.switch(training=mode.update_running, learning=case.mode != "frozen")
-            x = tensor(arrays.values[f"x{step}"], case.dtype, case.layout, device, channels).requires_grad_()
+            arguments = case.dtype, case.layout, device, channels
+            x = held.give(f"x{step}", tensor(arrays.values[f"x{step}"], *arguments).requires_grad_())
             y = executed(x)
-            results[step, "y"] = result(y)
+            held.take(step, "y", y)
             if case.differentiates(step):
-                y.backward(tensor(arrays.values[f"upstream{step}"], case.dtype, case.layout, device, channels))
-                results[step, "dx"] = result(x.grad)
+                backward(y, held.give(f"upstream{step}", tensor(arrays.values[f"upstream{step}"], *arguments)))
+                held.take(step, "dx", x.grad)
                 for parameter in case.spec.parameters:
                     gradient = executed.held(self.names[parameter.name]).grad
-                    results[step, f"d{parameter.name}"] = result(gradient, parameter.shape)
+                    held.take(step, f"d{parameter.name}", gradient, in_shape(parameter.shape))
             for array in case.spec.state:
                 if self.shows(case, array.name):
-                    results[step, array.name] = result(executed.held(self.names[array.name]), array.shape)
-        return {key: value for key, value in results.items() if value is not None}
+                    held.take(step, array.name, executed.held(self.names[array.name]).clone(), in_shape(array.shape))
+        return held.results()
 
     def inexpressible(self, fault: Fault) -> str:
         return ""

@@ -15,7 +15,7 @@ from ..case import Arrays, Case
 from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
-from ._torch_tensors import result, tensor
+from ._torch_tensors import Held, backward, in_shape, tensor
 
 # The rows in which torch stores a weight.
 _STORED = SpectralNormSpec(shape=1, transposed_row="input", embedding_row="input")
@@ -52,14 +52,13 @@ def run_weights(
     roles = [array.name for array in (*spec.parameters, *spec.state)]
     with torch.no_grad():
         for role in roles:
-            held = implementation.raw(spec, module)[role]
-            held.copy_(torch.from_numpy(np.array(arrays.values[role])).reshape(held.shape))
+            start = implementation.raw(spec, module)[role]
+            start.copy_(torch.from_numpy(np.array(arrays.values[role])).reshape(start.shape))
 
-    def to_spec(values: torch.Tensor | None) -> Result | None:
-        got = result(values)
-        return got and Result(layer.arrange(layer.restore(got.values, _STORED), spec), got.dtype)
+    def to_spec(values: Any) -> Any:
+        return layer.arrange(layer.restore(values, _STORED), spec)
 
-    results: dict[tuple[int, str], Result | None] = {}
+    held = Held(arrays)
     if execution == "compile":
         torch.compiler.reset()
     call = torch.compile(module, fullgraph=True, dynamic=False) if execution == "compile" else module
@@ -70,29 +69,29 @@ def run_weights(
         weight = layer.arrange(layer.restore(arrays.values[f"weight{step}"], spec), _STORED)
         with torch.no_grad():
             implementation.raw(spec, module)["weight"].copy_(torch.from_numpy(np.array(weight)))
-        x = _input(case, arrays, step, device)
+        x = held.give(f"x{step}", _input(case, arrays, step, device))
         # Cached: a native parametrization iterates whenever somebody reads the weight.
         with _mixed(case, device), nullcontext() if execution == "compile" else parametrize.cached():
             y = call(x)
-            results[step, "effective_weight"] = to_spec(module.weight)
-        results[step, "y"] = result(y)
-        if case.differentiates(step) and y.requires_grad:
-            y.backward(tensor(arrays.values[f"upstream{step}"], case.dtype, case.layout, device, channels=True))
-            held = implementation.raw(spec, module)
-            results[step, "dx"] = result(x.grad)
-            results[step, "dweight"] = to_spec(held["weight"].grad)
+            held.take(step, "effective_weight", module.weight, to_spec)
+        held.take(step, "y", y)
+        if case.differentiates(step):
+            upstream = tensor(arrays.values[f"upstream{step}"], case.dtype, case.layout, device, channels=True)
+            backward(y, held.give(f"upstream{step}", upstream))
+            raw = implementation.raw(spec, module)
+            held.take(step, "dx", x.grad)
+            held.take(step, "dweight", raw["weight"].grad, to_spec)
             for parameter in spec.parameters:
-                got = result(held[parameter.name].grad)
-                results[step, f"d{parameter.name}"] = got and Result(got.values.reshape(parameter.shape), got.dtype)
+                held.take(step, f"d{parameter.name}", raw[parameter.name].grad, in_shape(parameter.shape))
         for array in spec.state:
-            results[step, array.name] = result(implementation.raw(spec, module)[array.name])
-    return {key: value for key, value in results.items() if value is not None}
+            held.take(step, array.name, implementation.raw(spec, module)[array.name].clone())
+    return held.results()
 
 
 def _input(case: Case, arrays: Arrays, step: int, device: str) -> torch.Tensor:
     values = arrays.values[f"x{step}"]
     if not case.inputs_differ:
-        return torch.from_numpy(values).to(device)
+        return torch.from_numpy(np.array(values)).to(device)
     return tensor(values, case.dtype, case.layout, device, channels=True).requires_grad_()
 
 
