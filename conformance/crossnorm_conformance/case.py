@@ -33,10 +33,9 @@ REGIMES = (
     "batch_of_one",
     "one_value",
     "mixed",
-    "zero",
 )
 # Those that a weight can be in.
-WEIGHT_REGIMES = tuple(regime for regime in REGIMES if regime not in ("overflow", "batch_of_one"))
+WEIGHT_REGIMES = (*(regime for regime in REGIMES if regime not in ("overflow", "batch_of_one")), "zero")
 
 _SPREAD = {"float32": 1e15, "bfloat16": 1e15, "float64": 1e100, "float16": 1e3}
 # Outputs leave the range of their dtype while every intermediate result stays inside, of ``a * x + b`` too. The spread

@@ -189,8 +189,10 @@ def updated(
     variance = variance[0]
     if rule.pooled:
         momentum = rule.momentum
-        old = batches / (batches + 1) if momentum is None else torch.full_like(batches, 1 - momentum, dtype=mean.dtype)
-        variance = variance + old.to(mean.dtype) * (mean - running_mean).square()
+        # A quotient of integers would be float32, also beside float64.
+        wide_batches = batches.to(mean.dtype)
+        old = wide_batches / (wide_batches + 1) if momentum is None else torch.full_like(wide_batches, 1 - momentum)
+        variance = variance + old * (mean - running_mean).square()
     new_mean = blend(running_mean, mean, rule.momentum, batches)
     new_variance = blend(running_variance, variance, rule.momentum, batches)
     return new_mean.to(running_mean.dtype), new_variance.to(running_variance.dtype)

@@ -85,7 +85,15 @@ def cover(axes: Axes, build: Any) -> list[Case]:
         if known and execution not in known.executions:
             case = replace(known, executions=EXECUTIONS)
         cases[case.id] = case
-    return list(cases.values())
+    return [*cases.values(), *(() if axes.layers else _zeros(axes, build))]
+
+
+def _zeros(axes: Axes, build: Any) -> list[Case]:
+    """Inputs of zeros in each dtype: many layers leave them as they are."""
+    variant = next(iter(axes.variants))
+    spec, shape = build(axes.variants[variant], axes.shapes[0], "zero")
+    row = {"variant": variant, "spec": spec, "shape": shape, "layout": axes.layouts[0], "regime": "zero", "mode": axes.modes[0]}
+    return [Case(**row, dtype=dtype) for dtype in axes.dtypes]
 
 
 def large_cases(axes: Axes, build: Any, variant: str, shape: tuple[int, ...], layout: str) -> list[Case]:
