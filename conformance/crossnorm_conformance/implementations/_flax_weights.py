@@ -117,9 +117,9 @@ def misbuild_weights(fault: Fault) -> nnx.Module:
     """A wrapper that cannot be."""
     spec: Any = fault.spec
     rows, columns = spec.shape
-    inner: Any = (
-        nnx.Dropout(0.5, deterministic=True) if fault.wrap == "no_kernel" else nnx.Linear(columns, rows, rngs=nnx.Rngs(0))
-    )
+    inner: Any = nnx.Linear(columns, rows, rngs=nnx.Rngs(0))
+    if fault.wrap == "no_kernel":
+        inner = nnx.Dropout(0.5, deterministic=True)
     if fault.wrap in ("twice", "tied"):
         wrapper = _wrap(spec, inner, "dense")
         if fault.wrap == "twice":
