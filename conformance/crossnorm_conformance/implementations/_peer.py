@@ -89,16 +89,3 @@ def axes_of(case: Case) -> tuple[int, ...]:
         return (-1,) if case.layout == "channels_last" else (1,)
     count = len(case.spec.parameter_shape)
     return tuple(range(1, 1 + count)) if case.layout == "leading" else tuple(range(-count, 0))
-
-
-# Weights, for frameworks that store the inputs and then the outputs last.
-
-
-def inputs_outputs_last(weight: Any) -> Any:
-    """From (outputs, inputs / groups, *kernel) to (*kernel, inputs / groups, outputs)."""
-    return np.moveaxis(weight, (0, 1), (-1, -2))
-
-
-def outputs_inputs_first(weight: Any) -> Any:
-    """The inverse of `inputs_outputs_last`."""
-    return np.moveaxis(weight, (-1, -2), (0, 1))

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from crossnorm import NormSpec, WeightSpec
-from crossnorm.spec import PEERS, SPECS
+from crossnorm.spec import SPECS
 
 from ..case import Arrays, Case
 from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
+from ._peer import arguments_of
 from ._torch_execution import Executed
 from ._torch_tensors import Held, backward, in_shape, tensor
 from ._torch_weights import linear_module, misuse_weights, run_weights
@@ -171,11 +172,9 @@ def parametrized(spec: WeightSpec, module: Any) -> dict[str, torch.Tensor]:
 
 def native_arguments(spec: NormSpec, changes: Mapping[str, Any], framework: str = "torch") -> dict[str, Any]:
     """The constructor arguments of ``torch.nn`` for a specification's fields, by the names that the presets give them."""
-    arguments = PEERS[spec.method][framework].arguments
-    fields = {name: changes.get(name, getattr(spec, name)) for name in arguments}
-    native = {arguments[name].name: arguments[name].native(value) for name, value in fields.items()}
+    native = arguments_of(framework, spec, changes)
     if "affine" in native:
-        native["affine"] = fields["scale"] or fields["offset"]
+        native["affine"] = native["affine"] or native["bias"]
     return native
 
 
