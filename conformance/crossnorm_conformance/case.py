@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from .linear import Linear
 Array = NDArray[Any]
 
 TRAINING_STEPS = 3
+_LARGE = 100_000
 MODES = ("train", "inference", "frozen")
 
 REGIMES = (
@@ -91,14 +93,15 @@ class Case:
 
     @property
     def steps(self) -> tuple[tuple[int, Mode], ...]:
-        """Three training steps and then inference; or a single step."""
+        """Three training steps and then inference; or a single step. One step shows what a sum over many values does."""
         if self.mode == "train":
-            return (*((step, TRAIN) for step in range(1, TRAINING_STEPS + 1)), (TRAINING_STEPS + 1, INFERENCE))
+            count = TRAINING_STEPS if prod(self.shape) <= _LARGE else 1
+            return (*((step, TRAIN) for step in range(1, count + 1)), (count + 1, INFERENCE))
         return ((1, INFERENCE),)
 
     def differentiates(self, step: int) -> bool:
         """Whether gradients are asked for: not in the inference that follows training."""
-        return self.mode != "train" or step <= TRAINING_STEPS
+        return self.mode != "train" or step < len(self.steps)
 
     @property
     def inputs_differ(self) -> bool:

@@ -1,7 +1,7 @@
 """From a case and an implementation to checks: the oracle's answer, the implementation's, the distance in rounding units."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ from crossnorm.reference import Quantity
 from .case import Case, draw
 from .implementations import Implementation, Result, load
 from .oracle import PARAMETER_GRADIENTS, QUANTITIES, RUNNING_STATISTICS, keys_of, oracle
+from .plan import Plan
 from .running import Unanswered, run
 
 Array = NDArray[Any]
@@ -85,6 +86,32 @@ def bound_of(case: Case, quantity: str, size: int) -> float:
         return rounding.bound(1)
     terms = int(np.prod(case.shape)) // (1 if quantity.endswith("_logits") else max(size, 1))
     return rounding.bound(terms * case.layer.terms if case.layer else terms)
+
+
+def why_not(implementation: Implementation, case: Case, device: str) -> str:
+    """Why an implementation cannot run a case; empty if it can, or cannot even say."""
+    try:
+        return implementation.unsupported(case, device)
+    except Exception:  # a third party's may raise anything; running it will tell
+        return ""
+
+
+def unsupported(plan: Plan) -> Iterator[Check]:
+    """The checks of a plan that no run can answer."""
+    for case in plan.cases():
+        for implementation, execution, device in plan.runs(case):
+            if why_not(implementation, case, device):
+                for question in QUANTITIES:
+                    yield from check_quantities(question, implementation, case, execution, device, plan.seed)
+        for first, second, devices in plan.pairs(case):
+            if why_not(first, case, devices[0]) or why_not(second, case, devices[1]):
+                yield from check_agreement((first, second), case, executions_of((first, second), case), devices, plan.seed)
+
+
+def executions_of(pair: tuple[Implementation, Implementation], case: Case) -> tuple[str, str]:
+    """How each of two is run where they are held against each other: as the case wants it, if it can."""
+    first, second = (next((e for e in case.executions if e in i.executions()), i.executions()[0]) for i in pair)
+    return first, second
 
 
 def check_quantities(

@@ -17,7 +17,7 @@ import pytest
 from crossnorm import CrossnormError
 
 from .case import Case
-from .compare import FAIL, KNOWN, UNSUPPORTED, Check
+from .compare import FAIL, KNOWN, UNSUPPORTED, Check, unsupported, why_not
 from .divergences import divergences
 from .implementations import SuiteError
 from .oracle import QUANTITIES, keys_of
@@ -43,10 +43,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--shard", default="1/1", metavar="I/N", help="the I-th of N parts")
     group.addoption("--register", action="append", default=[], metavar="FILE", help="known deviations (repeatable)")
     group.addoption("--patience", type=float, default=Limits.seconds, help="seconds that one run in a child process may take")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "xdist_group(name): items of one case run in one process")
 
 
 def shard_of(text: str) -> tuple[int, int]:
@@ -75,7 +71,7 @@ def _plan(config: pytest.Config) -> Plan:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    makers: dict[str, Callable[[Plan, str], list[Any]]] = {
+    makers: dict[str, Callable[[Plan, str], list[tuple[Any, str]]]] = {
         "crossnorm_run": _runs,
         "crossnorm_pair": _pairs,
         "crossnorm_misuse": _misuses,
@@ -85,49 +81,74 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     question = metafunc.function.__name__.removeprefix("test_")
     for name in makers.keys() & set(metafunc.fixturenames):
         items = makers[name](_plan(metafunc.config), question)
-        metafunc.parametrize(
-            name, [pytest.param(value, id=id, marks=pytest.mark.xdist_group(group)) for value, id, group in items]
-        )
+        metafunc.parametrize(name, [pytest.param(value, id=id) for value, id in items])
 
 
-def _runs(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
+def _runs(plan: Plan, question: str) -> list[tuple[Any, str]]:
+    """Those that can be run; the report has the others, which nobody has to execute."""
     return [
-        ((case, implementation, execution, device), f"{case.id}-{implementation.name}-{execution}-{device}", case.id)
+        ((case, implementation, execution, device), f"{case.id}-{implementation.name}-{execution}-{device}")
         for case in plan.cases()
         if any(quantity in QUANTITIES[question] for _, quantity in keys_of(case))
         for implementation, execution, device in plan.runs(case)
+        if not why_not(implementation, case, device)
     ]
 
 
-def _pairs(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
+def _pairs(plan: Plan, question: str) -> list[tuple[Any, str]]:
     return [
-        ((case, first, second, devices), f"{case.id}-{first.name}={second.name}-{'='.join(dict.fromkeys(devices))}", case.id)
+        ((case, first, second, devices), f"{case.id}-{first.name}={second.name}-{'='.join(dict.fromkeys(devices))}")
         for case in plan.cases()
         for first, second, devices in plan.pairs(case)
+        if not (why_not(first, case, devices[0]) or why_not(second, case, devices[1]))
     ]
 
 
-def _misuses(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
-    return [((fault, i), f"{fault.id}-{i.name}", fault.id) for fault, i in plan.faults()]
+def _misuses(plan: Plan, question: str) -> list[tuple[Any, str]]:
+    return [((fault, i), f"{fault.id}-{i.name}") for fault, i in plan.faults()]
 
 
-def _drawn(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
-    rows = [(f"{method}-{i.name}-{device}", (method, i, device)) for method, i, device in plan.drawn()]
-    return [(value, id, id) for id, value in rows]
+def _drawn(plan: Plan, question: str) -> list[tuple[Any, str]]:
+    return [((method, i, device), f"{method}-{i.name}-{device}") for method, i, device in plan.drawn()]
 
 
-def _divergences(plan: Plan, question: str) -> list[tuple[Any, str, str]]:
+def _divergences(plan: Plan, question: str) -> list[tuple[Any, str]]:
     if not plan.full or plan.named:
         return []
     rows = {f"divergence-{row.number}-{row.title}": row for row in divergences() if row.method in plan.methods}
-    return [(row, id, "divergences") for id, row in rows.items() if plan.holds(id)]
+    return [(row, id) for id, row in rows.items() if plan.holds(id)]
+
+
+_BY_CASE = ("test_outputs.py", "test_gradients.py", "test_running_statistics.py", "test_agreement.py")
+
+
+def _scope(nodeid: str) -> str:
+    """What belongs into one process: all items of a case, whose oracle and runs are evaluated once; the divergences, which
+    share children. Empty for any other item."""
+    file, _, name = nodeid.partition("::")
+    if file.rpartition("/")[2] in _BY_CASE:
+        return "-".join(name.partition("[")[2].split("-")[:7])
+    return file if file.endswith("test_divergences.py") else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All items of one case next to each other: its oracle and its runs are evaluated once. The order of cases is shuffled,
-    the same way everywhere, so that workers get equal shares of slow and quick ones."""
-    groups = {id(item): marker.args[0] for item in items if (marker := item.get_closest_marker("xdist_group"))}
-    items.sort(key=lambda item: (zlib.crc32(groups[id(item)].encode()), groups[id(item)]) if id(item) in groups else (-1, ""))
+    """All items of one case next to each other. The order of cases is shuffled, the same way everywhere, so that workers get
+    equal shares of slow and quick ones."""
+    items.sort(key=lambda item: (zlib.crc32(scope.encode()), scope) if (scope := _scope(item.nodeid)) else (-1, ""))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The scopes above, found by name: pytest 9.2 does not show xdist 3.8 the marks that ``--dist loadgroup`` goes by."""
+    if config.option.dist != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByCase(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid) or super()._split_scope(nodeid)
+
+    return ByCase(config, log)
 
 
 @pytest.fixture
@@ -191,9 +212,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not _controls(config) or not _gathered:
         return
     plan = _plan(config)
-    complaints = stale(plan.implementations, _gathered, every_id())
     complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    config.stash[REPORT] = Report.of(plan, _gathered, complaints, _gathered_cases, complete=complete)
+    checks = [*_gathered, *unsupported(plan)]
+    selected = config.option.keyword or config.option.markexpr
+    complaints = [] if selected else stale(plan.implementations, checks, every_id())
+    config.stash[REPORT] = Report.of(plan, checks, complaints, _gathered_cases, complete=complete)
     if complaints and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -112,8 +112,11 @@ def run(
     # Two threads of one process and two processes on two cores wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     arguments = [str(PACKAGE), f"--rootdir={PACKAGE}", f"--confcutdir={PACKAGE}", "-c", os.devnull]
-    arguments += ["-p", "crossnorm_conformance.plugin", "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:faulthandler"]
-    arguments += ["--import-mode=importlib", "-W", "ignore", f"--seed={seed}", f"--shard={shard}", f"--patience={patience}"]
+    arguments += ["-p", "crossnorm_conformance.plugin", "-W", "ignore"]
+    # Each costs a little for each of thousands of items.
+    unused = ("cacheprovider", "terminal", "faulthandler", "logging", "unraisableexception", "threadexception", "warnings")
+    arguments += [argument for plugin in unused for argument in ("-p", f"no:{plugin}")]
+    arguments += ["--import-mode=importlib", f"--seed={seed}", f"--shard={shard}", f"--patience={patience}"]
     arguments += [f"--method={name}" for name in methods]
     arguments += [f"--implementation={name}" for name in implementations]
     arguments += [f"--device={name}" for name in devices]
