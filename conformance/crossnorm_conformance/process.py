@@ -15,7 +15,7 @@ from typing import Any
 from .case import Arrays, Case
 from .cases import Fault
 from .implementations import Implementation, Misuse, Result, SuiteError, find
-from .running import Unanswered, run
+from .running import Unanswered, run, told
 
 # Importing a framework takes long on a busy machine.
 _START = 180.0
@@ -178,7 +178,7 @@ def _answer(implementation: Implementation, member: str, arguments: tuple[Any, .
     except Unanswered as error:
         return "raised", str(error)
     except (Exception, SystemExit) as error:
-        return "raised", f"{member}() raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return "raised", f"{member}() raised {told(error)}"
     if isinstance(value, Misuse) and value.raised is not None and not type(value.raised).__module__.startswith("crossnorm"):
         # The parent need not have the class.
         value = Misuse(ValueError(str(value.raised)), value.state_before, value.state_after)

@@ -1,5 +1,6 @@
 """One run of an implementation on a case, on arrays of its own. Whatever it does is an answer."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -28,12 +29,18 @@ def run(implementation: Implementation, case: Case, arrays: Arrays, execution: s
     except Unanswered:
         raise
     except (Exception, SystemExit, pytest.skip.Exception) as error:
-        raise Unanswered(f"raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise Unanswered(f"raised {told(error)}") from error
     if any(not np.array_equal(arrays.values[name], value) for name, value in given.items()):
         raise Unanswered("changed its input")
     if not isinstance(results, Mapping) or not all(_is_result(value) for value in results.values()):
         raise Unanswered("gave something else than a dictionary of Results with NumPy arrays")
     return dict(results)
+
+
+def told(error: BaseException) -> str:
+    """An exception on one line, without the colours of a terminal."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def _is_result(value: object) -> bool:

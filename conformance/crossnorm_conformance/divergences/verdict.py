@@ -1,6 +1,7 @@
 """From a row to a check: it holds, a peer has changed, or a peer is not here."""
 
 from ..compare import FAIL, KNOWN, UNSUPPORTED, Check
+from ..running import told
 from . import Changed, Divergence
 from ._peers import lacking
 
@@ -33,4 +34,4 @@ def _judged(divergence: Divergence) -> tuple[str, str]:
     except Changed as change:
         return FAIL, f"changed: {change}"
     except Exception as error:
-        return FAIL, f"changed: raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return FAIL, f"changed: raised {told(error)}"

@@ -10,6 +10,7 @@ from crossnorm import NormSpec, Unsupported
 
 from ..case import Case
 from ..cases import Fault
+from ..running import told
 from . import Misuse, SuiteError
 
 
@@ -71,7 +72,7 @@ class Given:
             except SuiteError:
                 raise
             except Exception as error:
-                refused[rank] = f"{self.name} refuses {rank} dimensions: {' '.join(str(error).split())[:200]}"
+                refused[rank] = f"{self.name} refuses {rank} dimensions: {told(error)}"
         self._refused = refused if len(refused) < len(ranks) else {}
 
     def unsupported(self, case: Case, device: str) -> str:

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 
 from crossnorm import NormSpec, WeightSpec
-from crossnorm.spec import PEERS, SPECS
+from crossnorm.spec import SPECS
 
 from ..case import Arrays, Case
 from ..cases import Fault
 from . import Misuse, Result
 from ._keras_tensors import Step, dense, given, result, state_of
 from ._keras_weights import run_weights
+from ._peer import arguments_of, axes_of, from_layout, to_layout
 
 # The attributes of a layer by their roles; the first that is there counts.
 NAMES = {
@@ -55,7 +56,7 @@ class KerasImplementation:
     def misbuild(self, fault: Fault) -> keras.layers.Layer:
         """The layer of a fault, its arguments as a user would pass them."""
         cls, extra = self.layer_class(fault.spec)
-        return cls(**extra, **native_arguments(fault.spec, fault.arguments), axis=fault_axis(fault))
+        return cls(**extra, **arguments_of("keras", fault.spec, fault.arguments), axis=fault_axis(fault))
 
     def layer_class(self, spec: NormSpec) -> tuple[type[keras.layers.Layer], dict[str, Any]]:
         """The class of a method's layer, and the arguments that make it that method."""
@@ -116,7 +117,7 @@ class KerasImplementation:
             if case.layer is not None:
                 return run_weights(self, case.layer, case, arrays, execution)
             layer = self.build(case)
-            layer.build(_to_layout(case, np.empty(case.shape)).shape)
+            layer.build(to_layout(case, np.empty(case.shape)).shape)
             self._load(layer, arrays)
             layer.trainable = case.mode != "frozen"
             run = self.stepper(execution)
@@ -126,13 +127,13 @@ class KerasImplementation:
                 # what a layer does that is told nothing.
                 training = True if mode.update_running or case.mode == "frozen" else None
                 x, upstream = (
-                    self.tensor(_to_layout(case, arrays.values[f"{name}{step}"]), case.dtype, case.layout)
+                    self.tensor(to_layout(case, arrays.values[f"{name}{step}"]), case.dtype, case.layout)
                     for name in ("x", "upstream")
                 )
                 y, dx, gradients = run(layer, x, upstream, training)
-                results[step, "y"] = result(y, lambda v: _from_layout(case, v))
+                results[step, "y"] = result(y, lambda v: from_layout(case, v))
                 if case.differentiates(step):
-                    results[step, "dx"] = result(dx, lambda v: _from_layout(case, v))
+                    results[step, "dx"] = result(dx, lambda v: from_layout(case, v))
                     for parameter in case.spec.parameters if case.mode != "frozen" else ():
                         gradient = gradients[self._weight(layer, parameter.name).path]
                         results[step, f"d{parameter.name}"] = result(gradient, lambda v, a=parameter: v.reshape(a.shape))
@@ -177,41 +178,10 @@ class KerasImplementation:
         return Misuse(None, before, state_of(layer))
 
 
-def _to_layout(case: Case, values: Any) -> Any:
-    if case.layout == "channels_last":
-        return np.moveaxis(values, 1, -1)
-    if case.layout == "leading":
-        return _normalized_first(case, values)
-    return values
-
-
-def _from_layout(case: Case, values: Any) -> Any:
-    if case.layout == "channels_last":
-        return np.moveaxis(values, -1, 1)
-    if case.layout == "leading":
-        return _normalized_last(case, values)
-    return values
-
-
-def _normalized_first(case: Case, values: Any) -> Any:
-    count = len(case.spec.parameter_shape)
-    rank = values.ndim
-    return np.moveaxis(values, range(rank - count, rank), range(1, 1 + count))
-
-
-def _normalized_last(case: Case, values: Any) -> Any:
-    count = len(case.spec.parameter_shape)
-    rank = values.ndim
-    return np.moveaxis(values, range(1, 1 + count), range(rank - count, rank))
-
-
 def axis_of(case: Case) -> int | list[int]:
     """The axis argument that the layout stands for."""
-    if hasattr(case.spec, "channels"):
-        return -1 if case.layout == "channels_last" else 1
-    count = len(case.spec.parameter_shape)
-    axes = list(range(1, 1 + count)) if case.layout == "leading" else list(range(-count, 0))
-    return axes if count > 1 else axes[0]
+    axes = list(axes_of(case))
+    return axes if len(axes) > 1 else axes[0]
 
 
 def fault_axis(fault: Fault) -> int | list[int]:
@@ -226,10 +196,3 @@ def good_shape(fault: Fault) -> tuple[int, ...]:
     if hasattr(fault.spec, "channels"):
         return (2, fault.spec.channels, 3, 3)
     return (2, *fault.spec.parameter_shape)
-
-
-def native_arguments(spec: NormSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor arguments of Keras for a specification's fields, by the names that the presets give them."""
-    arguments = PEERS[spec.method]["keras"].arguments
-    fields = {name: changes.get(name, getattr(spec, name)) for name in arguments}
-    return {arguments[name].name: arguments[name].native(value) for name, value in fields.items()}

@@ -1,6 +1,6 @@
 """``keras.layers`` on the TensorFlow backend."""
 
-from ._keras_backend import NativeLayers
+from ._keras_natives import NativeLayers
 from ._tensorflow import TensorFlowImplementation
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from ._keras_backend import NativeLayers, demand_backend
+from ._keras_natives import NativeLayers, demand_backend
 from ._keras_tensors import Step, call
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import torch
 
-from ._keras_backend import NativeLayers, demand_backend
+from ._keras_natives import NativeLayers, demand_backend
 from ._keras_tensors import Step, call
 from ._torch_tensors import strided
 

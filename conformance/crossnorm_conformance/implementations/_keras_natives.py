@@ -10,9 +10,10 @@ from crossnorm import BatchNormSpec, BatchRenormSpec, InstanceNormSpec, LayerNor
 from ..case import Case
 from ..cases import Fault
 from . import Misuse
-from ._keras import KerasImplementation, axis_of, fault_axis, native_arguments
+from ._keras import KerasImplementation, axis_of, fault_axis
 from ._keras_tensors import policy
 from ._keras_weights import misuse_weights
+from ._peer import arguments_of
 
 _CLASSES: dict[str, tuple[type[keras.layers.Layer], dict[str, Any]]] = {
     "batch_norm": (keras.layers.BatchNormalization, {}),
@@ -88,7 +89,7 @@ class NativeLayers(KerasImplementation):
 
     def misuse_weights(self, fault: Fault) -> Misuse:
         def wrap(layer: keras.layers.Layer, **arguments: Any) -> keras.layers.Layer:
-            return keras.layers.SpectralNormalization(layer, **native_arguments(fault.spec, arguments))
+            return keras.layers.SpectralNormalization(layer, **arguments_of("keras", fault.spec, arguments))
 
         return misuse_weights(fault, wrap, None)
 
@@ -106,7 +107,7 @@ class NativeLayers(KerasImplementation):
 
 def _arguments(spec: NormSpec, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The bounds of r and d are one dictionary there."""
-    arguments = native_arguments(spec, changes)
+    arguments = arguments_of("keras", spec, changes)
     bounds = {name: arguments.pop(name) for name in list(arguments) if name.startswith("renorm_clipping")}
     given = {name.split("'")[1]: bound for name, bound in bounds.items() if bound is not None}
     return arguments | ({"renorm_clipping": given} if bounds else {})
