@@ -56,6 +56,7 @@ class Plan:
         if not chosen:
             raise SuiteError('no framework is installed, so there is nothing to check; pip install "crossnorm[all]"')
         present = [device for device in KNOWN_DEVICES if any(device in load(name).devices() for name in chosen)]
+        missing = {device: "no device" for device in KNOWN_DEVICES if not devices and device not in present}
         return cls(
             methods=tuple(methods(names)),
             implementations=chosen,
@@ -64,7 +65,7 @@ class Plan:
             full=full,
             shard=shard,
             named=bool(implementations),
-            absent=tuple(absent(implementations, full).items()),
+            absent=tuple((absent(implementations, full) | missing).items()),
         )
 
     def holds(self, id: str) -> bool:

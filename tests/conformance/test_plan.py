@@ -1,6 +1,7 @@
 """The suite's own promises: what the default run covers, and that ours need no register."""
 
 from collections import Counter
+from dataclasses import replace
 from importlib.resources import files
 from math import prod
 
@@ -8,14 +9,17 @@ import pytest
 
 from crossnorm import CrossnormError, WeightSpec
 from crossnorm.spec import SPECS
+from crossnorm_conformance import compare, plan
 from crossnorm_conformance.case import TRAINING_STEPS
 from crossnorm_conformance.cases import axes_of, cases_of, faults_of, methods
 from crossnorm_conformance.cases._base import WRAPS
+from crossnorm_conformance.compare import check_agreement
 from crossnorm_conformance.covering import pairs, pairs_of
 from crossnorm_conformance.implementations import installed, load
 from crossnorm_conformance.oracle import keys_of
 from crossnorm_conformance.plan import Plan
 from crossnorm_conformance.register import register
+from tests.conformance.exact import Exact
 
 
 @pytest.mark.parametrize("method", SPECS)
@@ -57,11 +61,11 @@ def test_training_cases_have_three_steps_and_then_inference_large_ones_one():
 def test_the_default_run_of_the_four_implementations_has_at_least_2000_checks():
     pytest.importorskip("torch", reason="counts the checks of both frameworks")
     pytest.importorskip("tensorflow", reason="counts the checks of both frameworks")
-    plan = Plan.of((), (), ("cpu",), 0)
+    whole = Plan.of((), (), ("cpu",), 0)
     count = sum(
         len([key for key in keys_of(case) if implementation.shows(case, key[1])])
-        for case in plan.cases()
-        for implementation, _, device in plan.runs(case)
+        for case in whole.cases()
+        for implementation, _, device in whole.runs(case)
         if not implementation.unsupported(case, device)
     )
     assert count >= 2000
@@ -116,6 +120,24 @@ def test_unknown_names_are_one_clear_sentence(arguments, message):
 
 def test_methods_without_names_are_all():
     assert methods() == list(SPECS)
+
+
+def test_with_a_gpu_each_implementation_is_held_against_itself_on_the_cpu(monkeypatch):
+    class OnBoth(Exact):
+        def devices(self):
+            return ("cpu", "cuda")
+
+    for module in (plan, compare):
+        monkeypatch.setattr(module, "load", lambda name: OnBoth())
+    compare.outcome.cache_clear()
+    case = cases_of("rms_norm")[0]
+    both = plan.Plan(methods=("rms_norm",), implementations=("exact",), devices=("cpu", "cuda"), seed=0)
+    ((first, second, devices),) = both.pairs(case)
+    assert devices == ("cpu", "cuda")
+    checks = check_agreement((first, second), case, ("eager", "eager"), devices, 0)
+    compare.outcome.cache_clear()
+    assert {(check.device, check.verdict) for check in checks} == {("cpu/cuda", "pass")}
+    assert not list(replace(both, devices=("cpu",)).pairs(case))
 
 
 @pytest.mark.parametrize("name", installed())
