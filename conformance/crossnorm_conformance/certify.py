@@ -13,7 +13,7 @@ from crossnorm.spec import SPECS
 from .case import MODES, Case
 from .cases import axes_of, builder_of, faults_of
 from .cases._base import Axes, cover
-from .compare import Check, check_agreement, check_quantities
+from .compare import Check, check_agreement, check_quantities, outcome
 from .errors import check_misuse
 from .implementations import Implementation, SuiteError, add, is_built_in, load
 from .implementations._given import kind_of
@@ -82,6 +82,7 @@ def check(
         layer, name=name or _name_of(layer), spec=spec, methods=(spec.method,), roles=roles or {}, layouts=layouts
     )
     add(given)
+    outcome.cache_clear()  # another layer may have had the name
     rows = list(cases) if cases is not None else fitting(spec, given.layouts(spec), dtypes, modes, rank)
     if not rows:
         raise SuiteError(f"check: no case of the suite fits {spec} with these dtypes, layouts and modes; ask for more of them")
@@ -145,6 +146,7 @@ def rerun(
     """
     if not isinstance(implementation, str):
         add(implementation)
+        outcome.cache_clear()
         implementation = implementation.name
     found = [load(name) for name in implementation.split(" = ")]
     if isinstance(case, str):
