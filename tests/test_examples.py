@@ -111,3 +111,31 @@ def test_a_specification_trains_to_the_same_network_in_both_frameworks(every_met
     # The methods differ from each other far more than the frameworks do.
     others = [other["keras"] for name, other in every_method.items() if name != method]
     assert min(abs(result["keras"] - other) for other in others) > 1e-4
+
+
+# A layer of one's own
+
+
+@pytest.fixture(scope="module")
+def certified():
+    return example("certify_your_own", "torch").main()
+
+
+def test_the_right_layer_is_sound(certified):
+    assert certified["LayerNorm"].passed
+    assert certified["LayerNorm"].where() == []
+
+
+def test_the_fast_layer_is_accused_of_what_it_harms_where_it_does(certified):
+    report = certified["FastLayerNorm"]
+    assert not report.passed
+    lines = {line.partition(":")[0]: line for line in report.where()}
+    # What is added at the end does not depend on the variance.
+    assert set(lines) == {f"FastLayerNorm {quantity}" for quantity in ("y", "dx", "dscale")}
+    for line in lines.values():
+        assert "only with regime mixed, offset_1e2, offset_1e4, offset_half, offset_quarter" in line
+
+
+def test_the_fast_layer_can_be_given_to_the_command():
+    fast = example("certify_your_own", "torch").IMPLEMENTATION
+    assert (fast.name, fast.methods(), fast.framework) == ("fast_layer_norm", ("layer_norm",), "torch")

@@ -1,25 +1,45 @@
-"""The README's examples run, and its commands are those that CI runs."""
+"""The examples in the README and in the guide to the suite run, and the commands are those that there are."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import typer.main
+
+from crossnorm.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/conformance.md")}
+BLOCKS = {
+    f"{page}, example {number}": block
+    for page, text in PAGES.items()
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+}
 
 
-def test_there_are_examples():
-    assert len(BLOCKS) >= 3
+@pytest.mark.parametrize("page", PAGES)
+def test_there_are_examples(page):
+    assert sum(name.startswith(page) for name in BLOCKS) >= 3
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_example_runs(number):
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_example_runs(name):
     for framework in ("torch", "tensorflow"):
-        if f"crossnorm.{framework}" in BLOCKS[number]:
+        if framework in BLOCKS[name]:
             pytest.importorskip(framework, reason="the example uses this framework")
-    exec(compile(BLOCKS[number], f"README.md, example {number}", "exec"), {})
+    exec(compile(BLOCKS[name], name, "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_of_the_suite_is_one(page):
+    command = typer.main.get_command(app).commands["conformance"]
+    options = {option for one in (command, *command.commands.values()) for parameter in one.params for option in parameter.opts}
+    commands = re.findall(r"crossnorm conformance(?:[^`\n\\]|\\\n)*", PAGES[page])
+    assert commands
+    for line in commands:
+        assert set(re.findall(r"(?<!\S)--?[a-z]+", line)) <= options, line
 
 
 def test_ci_runs_the_test_command():
@@ -32,6 +52,24 @@ def test_ci_runs_the_test_command():
     ]
 
 
-def test_every_link_leads_to_a_file():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page):
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", PAGES[page]):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_every_link_within_the_guide_leads_to_a_heading():
+    text = PAGES["docs/conformance.md"]
+    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+def test_the_picture_shows_a_sound_and_an_unsound_kernel():
+    for module in ("torch", "matplotlib"):
+        pytest.importorskip(module, reason="the picture is drawn with it")
+    spec = importlib.util.spec_from_file_location("error_against_offset", ROOT / "docs" / "error_against_offset.py")
+    picture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(picture)
+    assert picture.units("torch.nn", 1.0) < picture.VERDICT
+    assert picture.units("torch.nn", 1e3) > 1000 * picture.VERDICT
+    assert max(picture.units("crossnorm-torch", offset) for offset in (1.0, 1e3, 1e5)) < 1
