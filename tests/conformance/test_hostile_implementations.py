@@ -10,11 +10,10 @@ from crossnorm_conformance import compare, implementations, report
 from crossnorm_conformance.case import draw
 from crossnorm_conformance.cases import cases_of
 from crossnorm_conformance.compare import FAIL, KNOWN, UNSUPPORTED, Check, check_quantities
-from crossnorm_conformance.implementations import Result, SuiteError, load
+from crossnorm_conformance.implementations import Result, SuiteError, find
 from crossnorm_conformance.plan import Plan
 from crossnorm_conformance.register import judge
 from crossnorm_conformance.report import Report
-from crossnorm_conformance.runner import run as run_suite
 from tests.conformance.exact import Exact
 
 CASE = cases_of("rms_norm")[0]
@@ -90,7 +89,7 @@ def test_a_wrong_answer_fails(monkeypatch, run, reason):
 
 def report_of(*checks):
     plan = Plan(methods=("rms_norm",), implementations=("exact",), devices=("cpu", "cuda"), seed=0)
-    return Report(plan, checks, ())
+    return Report.of(plan, checks, ())
 
 
 def test_a_run_that_compared_nothing_has_not_passed(monkeypatch):
@@ -129,13 +128,8 @@ def test_what_is_no_implementation_is_refused(monkeypatch, thing, message):
     module.thing = thing
     monkeypatch.setitem(sys.modules, "some_third_party", module)
     with pytest.raises(SuiteError, match=message):
-        load("some_third_party:thing")
+        find("some_third_party:thing")
     assert "torch.nn" not in implementations._third_parties
-
-
-def test_a_json_file_in_no_folder_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(SuiteError, match="does not exist"):
-        run_suite(methods=[], implementations=[], devices=[], workers=1, seed=0, json=tmp_path / "no" / "such.json")
 
 
 def test_every_run_gets_arrays_of_its_own():
