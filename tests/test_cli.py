@@ -187,33 +187,61 @@ def runner(monkeypatch):
             raise module.error
         return module.status
 
-    module.run = fake
+    module.run = module.merge = fake
+    module.Outputs = types.SimpleNamespace
     monkeypatch.setitem(sys.modules, "crossnorm_conformance.runner", module)
     return module
 
 
+NO_FILES = dict.fromkeys(("json", "html", "junit", "baseline"))
+DEFAULTS = {
+    "methods": [],
+    "implementations": [],
+    "devices": [],
+    "workers": min(os.cpu_count() or 1, 4),
+    "seed": 0,
+    "full": False,
+    "shard": "1/1",
+    "registers": [],
+    "patience": 60.0,
+    "outputs": types.SimpleNamespace(**NO_FILES),
+}
+
+
 def test_conformance_defaults(command, runner):
     assert command("conformance").exit_code == 0
-    assert runner.calls == [
-        {"methods": [], "implementations": [], "devices": [], "workers": min(os.cpu_count() or 1, 4), "seed": 0, "json": None}
-    ]
+    assert runner.calls == [DEFAULTS]
 
 
-def test_conformance_options(command, runner, tmp_path):
-    path = tmp_path / "checks.json"
-    options = "--method batch_norm --method rms_norm --implementation a --implementation p.m:o --device cpu --device cuda"
-    result = command("conformance", *options.split(), "--seed", "7", "-n", "2", "--json", str(path))
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ("--method batch_norm --method rms_norm", {"methods": ["batch_norm", "rms_norm"]}),
+        ("--implementation a --implementation p.m:o", {"implementations": ["a", "p.m:o"]}),
+        ("--device cpu --device cuda", {"devices": ["cpu", "cuda"]}),
+        ("-n 3 --seed 7", {"workers": 3, "seed": 7}),
+        ("--full --shard 2/4 --patience 5", {"full": True, "shard": "2/4", "patience": 5.0}),
+        ("--register a.toml --register b.toml", {"registers": [Path("a.toml"), Path("b.toml")]}),
+        *((f"--{name} file", {"outputs": types.SimpleNamespace(**NO_FILES | {name: Path("file")})}) for name in NO_FILES),
+    ],
+)
+def test_conformance_options(command, runner, options, changed):
+    """Each option changes what it is for, and nothing else."""
+    result = command("conformance", *options.split())
     assert result.exit_code == 0, result.output
-    assert runner.calls == [
-        {
-            "methods": ["batch_norm", "rms_norm"],
-            "implementations": ["a", "p.m:o"],
-            "devices": ["cpu", "cuda"],
-            "workers": 2,
-            "seed": 7,
-            "json": path,
-        }
-    ]
+    assert runner.calls == [DEFAULTS | changed]
+
+
+def test_conformance_merge(command, runner):
+    """The shards are put together, and nothing is run."""
+    runner.status = 1
+    files = {"json": Path("all.json"), "html": Path("all.html"), "baseline": Path("old.json")}
+    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    assert command("conformance", "merge", "a.json", "b.json", *options).exit_code == 1
+    assert runner.calls == [{"reports": [Path("a.json"), Path("b.json")], "outputs": types.SimpleNamespace(**files)}]
+    result = command("conformance", "merge")
+    assert result.exit_code == 2
+    assert "reports" in result.stderr.lower()
 
 
 def test_conformance_exit_status(command, runner):
@@ -232,7 +260,9 @@ def test_conformance_without_its_extra(command, runner, monkeypatch):
     assert runner.calls == []
 
 
-@pytest.mark.parametrize("options", [["-n", "0"], ["--seed", "-1"], ["--json", "."], ["--no-such-option"]])
+@pytest.mark.parametrize(
+    "options", [["-n", "0"], ["--seed", "-1"], ["--patience", "0"], ["--json", "."], ["--html", "."], ["--no-such-option"]]
+)
 def test_conformance_bad_options(command, runner, options):
     result = command("conformance", *options)
     assert result.exit_code == 2
@@ -243,22 +273,57 @@ def test_conformance_bad_options(command, runner, options):
 def test_the_runner_takes_what_the_command_passes(command, runner):
     """The stand-in above must not hide a change of the real one."""
     command("conformance")
+    command("conformance", "merge", "a.json")
     tree = ast.parse((ROOT / "conformance/crossnorm_conformance/runner.py").read_text())
-    real = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
-    assert [argument.arg for argument in real.args.kwonlyargs] == list(runner.calls[0])
-    assert not real.args.args
+    real = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for name, call in zip(("run", "merge"), runner.calls, strict=True):
+        assert [argument.arg for argument in real[name].args.kwonlyargs] == list(call)
+        assert not real[name].args.args
+    files = [node.target.id for node in real["Outputs"].body if isinstance(node, ast.AnnAssign)]
+    assert files == list(vars(runner.calls[0]["outputs"]))
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder to work in, with a register that has a typo and a file that is no report."""
+    (tmp_path / "typo.toml").write_text('[[deviation]]\ncases = ["*"]\nreason = "r"\nlink = "l"\nquantites = ["y"]\n')
+    (tmp_path / "broken.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--method", "no_norm"), ("--implementation", "no-such-thing"), ("--device", "abacus")]
+    ("options", "message"),
+    [
+        ("--method no_norm", "unknown method 'no_norm'"),
+        ("--implementation no-such-thing", "unknown implementation 'no-such-thing'"),
+        ("--device abacus", "unknown device 'abacus'"),
+        ("--shard 5/4", "--shard 5/4: not the i-th of n parts"),
+        ("--shard 0/4", "--shard 0/4: not the i-th of n parts"),
+        ("--shard x", "--shard x: not the i-th of n parts"),
+        ("--register typo.toml", "typo.toml: unknown word quantites"),
+        ("--register no-such.toml", "--register no-such.toml: there is no such file"),
+        ("--json no/a.json", "--json no/a.json: the folder"),
+        ("--html no/a.html", "--html no/a.html: the folder"),
+        ("--junit no/a.xml", "--junit no/a.xml: the folder"),
+        ("--baseline broken.json", "broken.json: is no report"),
+        ("--baseline no-such.json", "no-such.json: cannot be read"),
+        ("merge broken.json", "broken.json: is no report"),
+        ("merge broken.json --html no/a.html", "--html no/a.html: the folder"),
+    ],
 )
-def test_conformance_unknown_names(option, value):
-    """The real suite: unknown names are one sentence, after whatever a framework logs when it is loaded."""
-    arguments = [sys.executable, "-c", "from crossnorm.cli import main; main()", "conformance", option, value]
+def test_conformance_says_what_is_wrong_before_anything_runs(command, files, options, message):
+    """The real suite."""
+    one_sentence(command("conformance", *options.split()), message)
+
+
+def test_conformance_of_an_object_that_is_not_there():
+    """In a process of its own: the object is looked for in a child, after whatever a framework logs when it is loaded."""
+    arguments = [sys.executable, "-c", "from crossnorm.cli import main; main()", "conformance", "--implementation"]
     environment = {**os.environ, "PYTHONPATH": "conformance"}
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    place = "crossnorm_conformance:no_such_object"
+    result = subprocess.run([*arguments, place], cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
-    assert repr(value) in result.stderr.splitlines()[-1]
+    assert repr(place) in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
 
 

@@ -24,6 +24,8 @@ from .report import Report
 
 # The rooms that know how to run what somebody gives, by the framework.
 _ROOMS = {"torch": "_given_torch", "keras": "_given_keras", "numpy": "_given_numpy"}
+# Whose word for it names the argument of a function that wraps a linear layer.
+_WRAPPED = {"module": "torch", "layer": "keras"}
 # Cases of layers with many channels are smaller in batch and positions.
 _LARGEST = 30_000
 
@@ -55,7 +57,8 @@ def check(
             or None (torch), that wraps a linear layer (Keras), or ``f(weight, *, ...)`` of arrays.
         spec: what the layer should do.
         name: how the report calls it; by default the name of its class or function.
-        framework: ``"torch"``, ``"keras"`` or ``"numpy"``; needed only for a plain function of tensors.
+        framework: ``"torch"``, ``"keras"`` or ``"numpy"``; needed only for a plain function of tensors. The argument of
+            a function that wraps a linear layer tells it by its name: ``module`` or ``layer``.
         roles: the layer's names for the specification's parameters and state, ``{"scale": "g"}``, where they are not the
             framework's usual ones.
         dtypes, layouts, modes: all by default. A Keras layer is told its axis when it is made, so for it the layout is
@@ -81,8 +84,10 @@ def check(
     given = _room(layer, spec, framework).Given(
         layer, name=name or _name_of(layer), spec=spec, methods=(spec.method,), roles=roles or {}, layouts=layouts
     )
-    add(given)
-    outcome.cache_clear()  # another layer may have had the name
+    _introduce(given)
+    for word, asked, known in (("dtypes", dtypes, DTYPES), ("modes", modes, MODES)):
+        if not asked or not set(asked) <= set(known):
+            raise SuiteError(f"check: {word}={list(asked)} are not of {', '.join(known)}; leave it out for all of them")
     rows = list(cases) if cases is not None else fitting(spec, given.layouts(spec), dtypes, modes, rank)
     if not rows:
         raise SuiteError(f"check: no case of the suite fits {spec} with these dtypes, layouts and modes; ask for more of them")
@@ -145,8 +150,7 @@ def rerun(
     crossnorm_conformance.implementations.SuiteError: unknown implementation 'no-such-implementation'; choose among ...
     """
     if not isinstance(implementation, str):
-        add(implementation)
-        outcome.cache_clear()
+        _introduce(implementation)
         implementation = implementation.name
     found = [load(name) for name in implementation.split(" = ")]
     if isinstance(case, str):
@@ -159,6 +163,12 @@ def rerun(
     names = tuple(one.name for one in found)
     plan = Plan(methods=(method,), implementations=names, devices=tuple(device.split("/")), seed=seed)
     return Report.of(plan, [judge(check) for check in checks], (), rows)
+
+
+def _introduce(implementation: Implementation) -> None:
+    """Make it known by its name. What another one of that name has answered is forgotten."""
+    add(implementation)
+    outcome.cache_clear()
 
 
 def _asked(found: Sequence[Implementation], case: Case, execution: str, device: str, seed: int) -> list[Check]:
@@ -225,9 +235,10 @@ def _room(layer: Any, spec: NormSpec, framework: str | None) -> Any:
     """The module for what was given: told by the classes of the layer, without an import of any framework."""
     if isinstance(layer, type) or not callable(layer):
         raise SuiteError(f"check: {layer!r} is no layer and no function; give a layer, or a function that builds one")
-    told = framework
+    told, kind = framework, kind_of(layer)
+    if told is None and kind == "wrapper":
+        told = _WRAPPED[next(iter(signature(layer).parameters))]
     if told is None:
-        kind = kind_of(layer)
         made = layer if kind != "factory" else layer(spec) if signature(layer).parameters else layer()
         names = {base.__module__.partition(".")[0] for base in type(made).__mro__}
         told = next((name for name in ("torch", "keras") if name in names), "numpy")

@@ -77,7 +77,10 @@ class Remote:
         if self._silent >= _PATIENCE:
             raise Unanswered(f"was not run: {_PATIENCE} runs in a row before this one gave no answer")
         if self._process is None:
-            self._start()
+            try:
+                self._start()
+            except SuiteError as error:
+                raise Unanswered(f"did not start again: {error}") from None
         try:
             self._pipe.send((member, arguments))
             answered = self._pipe.poll(Limits.seconds)
@@ -87,10 +90,14 @@ class Remote:
             code = self._process.exitcode
             self._end()
             raise Unanswered(f"its process ended ({_end_of(code)})") from None
+        except Exception as error:  # a third party may answer with anything
+            self._end()
+            raise Unanswered(f"gave an answer that cannot be opened ({type(error).__name__}: {error})") from None
         if answer is None:
             self._end()
             raise Unanswered(f"gave no answer within {Limits.seconds:g} s; its process was stopped")
-        self._silent = 0
+        if member in ("run", "misuse"):  # what it says about itself is no sign that it can be run
+            self._silent = 0
         return _opened(answer)
 
     def _start(self) -> dict[str, Any]:
@@ -165,9 +172,8 @@ def _send(pipe: Connection, answer: tuple[str, Any]) -> None:
 
 def _facts(implementation: Implementation) -> dict[str, Any]:
     facts = {name: getattr(implementation, name) for name in ("name", "framework", "native")}
-    for name in ("methods", "versions", "devices", "executions"):
-        facts[name] = getattr(implementation, name)()
-    return facts
+    facts |= {name: tuple(getattr(implementation, name)()) for name in ("methods", "devices", "executions")}
+    return facts | {"versions": dict(implementation.versions())}
 
 
 def _answer(implementation: Implementation, member: str, arguments: tuple[Any, ...]) -> tuple[str, Any]:
@@ -179,6 +185,8 @@ def _answer(implementation: Implementation, member: str, arguments: tuple[Any, .
         return "raised", str(error)
     except (Exception, SystemExit) as error:
         return "raised", f"{member}() raised {told(error)}"
+    if member == "misuse" and not isinstance(value, Misuse):
+        return "raised", f"misuse() gave {type(value).__name__}, which is no Misuse"
     if isinstance(value, Misuse) and value.raised is not None and not type(value.raised).__module__.startswith("crossnorm"):
         # The parent need not have the class.
         value = Misuse(ValueError(str(value.raised)), value.state_before, value.state_after)

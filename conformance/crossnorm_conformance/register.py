@@ -76,7 +76,10 @@ def _parsed(path: Traversable, implementation: str) -> tuple[Deviation, ...]:
         raise SuiteError(f"{path.name}: is no TOML ({error}); mend the file") from None
     if unknown := set(document) - {"deviation"}:
         raise SuiteError(f"{path.name}: unknown table {', '.join(sorted(unknown))}; a register holds [[deviation]] entries")
-    return tuple(found for entry in document.get("deviation", []) for found in _deviations(path.name, implementation, entry))
+    entries = document.get("deviation", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise SuiteError(f"{path.name}: deviation = {entries!r} is no list of entries; a register holds [[deviation]] entries")
+    return tuple(found for entry in entries for found in _deviations(path.name, implementation, entry))
 
 
 def _deviations(file: str, implementation: str, entry: Mapping[str, Any]) -> list[Deviation]:
@@ -91,6 +94,9 @@ def _deviations(file: str, implementation: str, entry: Mapping[str, Any]) -> lis
         value = entry.get(name, ["*"])
         if not isinstance(value, list) or not value or not all(isinstance(glob, str) for glob in value):
             raise SuiteError(f'{file}: {name} = {value!r} is no list of globs; write {name} = ["..."]')
+    for name in ("reason", "link"):
+        if not isinstance(entry[name], str):
+            raise SuiteError(f'{file}: {name} = {entry[name]!r} is no text; write {name} = "..."')
     if not isinstance(entry.get("raises", False), bool):
         raise SuiteError(f"{file}: raises = {entry['raises']!r} is neither true nor false")
     selectors = {name: tuple(entry[name]) for name in _SELECTORS if name in entry}

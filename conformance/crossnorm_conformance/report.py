@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 from rich.console import Console
@@ -119,6 +119,10 @@ class Report:
         if values.get("format") != _FORMAT:
             raise SuiteError(f"report: format {values.get('format')!r} is not {_FORMAT}; it was written by another crossnorm")
         lists = {f.name: _tuple(values[f.name]) for f in fields(cls) if f.name != "checks"}
+        for f in fields(cls):
+            wanted = get_origin(f.type) or f.type
+            if f.name in lists and not isinstance(lists[f.name], wanted):  # type: ignore[arg-type]
+                raise TypeError(f"{f.name} is {lists[f.name]!r}")
         return cls(**{**lists, "checks": tuple(map(Check.from_dict, values["checks"]))})
 
     @classmethod

@@ -34,7 +34,8 @@ def run(implementation: Implementation, case: Case, arrays: Arrays, execution: s
         raise Unanswered("changed its input")
     if not isinstance(results, Mapping) or not all(_is_result(value) for value in results.values()):
         raise Unanswered("gave something else than a dictionary of Results with NumPy arrays")
-    return dict(results)
+    # Arrays of a class of theirs would run their code wherever they are looked at, and where a pickle of them is opened.
+    return {key: Result(np.array(value.values, subok=False), str(value.dtype)) for key, value in results.items()}
 
 
 def told(error: BaseException) -> str:
@@ -44,4 +45,9 @@ def told(error: BaseException) -> str:
 
 
 def _is_result(value: object) -> bool:
-    return isinstance(value, Result) and isinstance(value.values, np.ndarray) and isinstance(value.dtype, str)
+    return (
+        isinstance(value, Result)
+        and isinstance(value.values, np.ndarray)
+        and value.values.dtype.kind in "fiub"
+        and isinstance(value.dtype, str)
+    )

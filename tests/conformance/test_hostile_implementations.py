@@ -14,7 +14,6 @@ from crossnorm_conformance.implementations import Result, SuiteError, find
 from crossnorm_conformance.plan import Plan
 from crossnorm_conformance.register import judge
 from crossnorm_conformance.report import Report
-from crossnorm_conformance.runner import Outputs
 from tests.conformance.exact import Exact
 
 CASE = cases_of("rms_norm")[0]
@@ -131,11 +130,6 @@ def test_what_is_no_implementation_is_refused(monkeypatch, thing, message):
     with pytest.raises(SuiteError, match=message):
         find("some_third_party:thing")
     assert "torch.nn" not in implementations._third_parties
-
-
-def test_a_json_file_in_no_folder_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(SuiteError, match="does not exist"):
-        Outputs(json=tmp_path / "no" / "such.json").check()
 
 
 def test_every_run_gets_arrays_of_its_own():

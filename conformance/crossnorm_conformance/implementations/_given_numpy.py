@@ -48,10 +48,11 @@ class Given(_given.Given, _Numpy):
         parameters = arrays.named(parameter.name for parameter in case.spec.parameters)
         state = arrays.named(array.name for array in case.spec.state)
         output, x = ("y", "x") if case.layer is None else ("effective_weight", "weight")
+        function = self.made(case.spec) if self.kind == "factory" else self.layer
         results = {}
         for step, mode in case.steps:
             with np.errstate(all="ignore"):
-                y, new = _given.call(self.layer, arrays.values[f"{x}{step}"].copy(), parameters, state, mode.update_running)
+                y, new = _given.call(function, arrays.values[f"{x}{step}"].copy(), parameters, state, mode.update_running)
             state = new if mode.update_running else state
             results[step, output] = Result(np.asarray(y), str(np.asarray(y).dtype))
             for name, value in (state | new).items():
