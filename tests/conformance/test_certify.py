@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,13 @@ def batch_norm(correction, moves):
         return y, new if training or moves else old
 
     return function
+
+
+def test_each_layer_is_judged_by_its_own_answers():
+    """Two of one name, on the same case, one after the other."""
+    case = next(case for case in fitting(LAYER, ("contiguous",), ("float64",), ("train",)) if case.regime == "plain")
+    for eps, sound in ((1e-2, True), (2e-2, False), (1e-2, True)):
+        assert check(partial(layer_norm, eps=eps), LAYER, name="mine", framework="numpy", cases=[case]).passed is sound
 
 
 @pytest.mark.parametrize(
@@ -203,7 +211,8 @@ def test_wrappers_of_a_linear_module(torch):
     weight = WeightNormSpec(shape=(4, 6), eps=0.0)
     spectral = SpectralNormSpec(shape=(4, 6), iterations=1, eps=1e-12)
     norms = torch.nn.utils.parametrizations
-    assert check(lambda module: norms.spectral_norm(module), spectral, **options).checks
+    report = check(lambda module: norms.spectral_norm(module), spectral, **options)
+    assert {c.verdict for c in report.checks if report.cases[c.case]["regime"] == "plain"} == {"pass"}
     report = check(lambda module: norms.weight_norm(module), weight, **options)
     assert {c.quantity for c in report.checks} >= {"effective_weight", "dweight", "dscale"}
     assert {report.cases[c.case]["regime"] for c in report.failures()} <= {"zero"}
@@ -226,6 +235,17 @@ def test_layers_of_keras(keras):
     accused = {c.quantity for c in wrong.failures() if wrong.cases[c.case]["regime"] == "plain"}
     assert accused >= {"running_mean", "running_variance"}
     assert "y" not in {c.quantity for c in wrong.failures() if c.step == 1 and wrong.cases[c.case]["regime"] == "plain"}
+
+
+def test_a_wrapper_of_a_layer_of_keras(keras):
+    """Keras' own has no gradient through sigma, as its register says; what it iterates is right."""
+    spec = crossnorm.preset("keras", "spectral_norm", shape=(4, 6))
+    plain = [case for case in fitting(spec, (), ("float32",), ("train",)) if case.regime == "plain"]
+    wrap = keras.layers.SpectralNormalization
+    once = check(lambda layer: wrap(layer), spec, cases=plain)
+    twice = check(lambda layer: wrap(layer, power_iterations=2), spec, cases=plain)
+    assert {c.quantity for c in once.failures() if c.step == 1} == {"dweight"}
+    assert {c.quantity for c in twice.failures() if c.step == 1} >= {"y", "u"}
 
 
 # What cannot be checked
