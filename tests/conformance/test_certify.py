@@ -290,8 +290,8 @@ def test_the_snippet_shows_the_same_failure(tmp_path):
     (tmp_path / "own.py").write_text(THIRD_PARTY)
     path = os.pathsep.join(map(str, (ROOT, ROOT / "conformance", tmp_path)))
     options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": path}, "text": True, "capture_output": True, "check": False}
-    command = [sys.executable, "-c", "from crossnorm.cli import main; main()", "conformance", "-n", "1", "--method", "rms_norm"]
-    run = subprocess.run([*command, "--implementation", "own:RMS", "--json", "a.json"], **options)
+    command = [sys.executable, "-c", "from crossnorm.cli import main; main()", "conformance", "-n", "1", "--seed", "5"]
+    run = subprocess.run([*command, "--method", "rms_norm", "--implementation", "own:RMS", "--json", "a.json"], **options)
     assert run.returncode == 1, run.stderr
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["implementations"] == ["own-rms"]
@@ -328,7 +328,7 @@ RMS = implementation(rms, methods=["rms_norm"], framework="numpy", name="own-rms
 
 
 def test_the_snippet_of_a_layer_that_was_given():
-    report = check(forgets_eps, RMSNormSpec(shape=(6,), eps=1e-2), dtypes=("float64",))
+    report = check(forgets_eps, RMSNormSpec(shape=(6,), eps=1e-2), dtypes=("float64",), seed=5)
     simplest = report.failures()[0]
     snippet = report.snippet(simplest)
     assert "check(LAYER, case.spec" in snippet
@@ -350,6 +350,29 @@ def test_rerun_of_a_bad_input_by_its_id():
     assert {(c.case, c.verdict) for c in report.checks} == {(fault.id, UNSUPPORTED)}
     with pytest.raises(SuiteError, match="there is no bad input 'no-such-id'"):
         rerun(given, "no-such-id")
+
+
+def test_rerun_of_a_case_with_layers_of_ones_own():
+    case = next(
+        case for case in cases_of("layer_norm") if case.regime == "plain" and case.dtype == "float64" and case.spec.offset
+    )
+
+    def layers(factor):
+        def build(spec):
+            axes = tuple(range(-len(spec.shape), 0))
+
+            def function(x, *, scale, offset):
+                variance = x.var(axes, keepdims=True) + x.dtype.type(spec.eps * factor)
+                return (x - x.mean(axes, keepdims=True)) / np.sqrt(variance) * scale + offset
+
+            return function
+
+        return implementation(build, methods=["layer_norm"], framework="numpy", name="own")
+
+    for factor, verdict in ((1, "pass"), (1.1, "fail")):
+        report = rerun(layers(factor), case)
+        assert {c.verdict for c in report.checks} == {verdict}
+        assert all(not c.reason or "units at" in c.reason for c in report.checks)
 
 
 def test_rerun_of_a_case(torch):
