@@ -60,14 +60,14 @@ class Remote:
 
     @cache  # noqa: B019
     def unsupported(self, case: Case, device: str) -> str:
-        return str(self._ask("unsupported", case, device))
+        return str(self._ask("unsupported", case, device) or "")
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
         found: dict[tuple[int, str], Result] = self._ask("run", case, arrays, execution, device)
         return found
 
     def inexpressible(self, fault: Fault) -> str:
-        return str(self._ask("inexpressible", fault))
+        return str(self._ask("inexpressible", fault) or "")
 
     def misuse(self, fault: Fault) -> Misuse:
         found: Misuse = self._ask("misuse", fault)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,13 @@ def batch_norm(correction, moves):
         return y, new if training or moves else old
 
     return function
+
+
+def test_each_layer_is_judged_by_its_own_answers():
+    """Two of one name, on the same case, one after the other."""
+    case = next(case for case in fitting(LAYER, ("contiguous",), ("float64",), ("train",)) if case.regime == "plain")
+    for eps, sound in ((1e-2, True), (2e-2, False), (1e-2, True)):
+        assert check(partial(layer_norm, eps=eps), LAYER, name="mine", framework="numpy", cases=[case]).passed is sound
 
 
 @pytest.mark.parametrize(
@@ -203,7 +211,8 @@ def test_wrappers_of_a_linear_module(torch):
     weight = WeightNormSpec(shape=(4, 6), eps=0.0)
     spectral = SpectralNormSpec(shape=(4, 6), iterations=1, eps=1e-12)
     norms = torch.nn.utils.parametrizations
-    assert check(lambda module: norms.spectral_norm(module), spectral, **options).checks
+    report = check(lambda module: norms.spectral_norm(module), spectral, **options)
+    assert {c.verdict for c in report.checks if report.cases[c.case]["regime"] == "plain"} == {"pass"}
     report = check(lambda module: norms.weight_norm(module), weight, **options)
     assert {c.quantity for c in report.checks} >= {"effective_weight", "dweight", "dscale"}
     assert {report.cases[c.case]["regime"] for c in report.failures()} <= {"zero"}
@@ -226,6 +235,17 @@ def test_layers_of_keras(keras):
     accused = {c.quantity for c in wrong.failures() if wrong.cases[c.case]["regime"] == "plain"}
     assert accused >= {"running_mean", "running_variance"}
     assert "y" not in {c.quantity for c in wrong.failures() if c.step == 1 and wrong.cases[c.case]["regime"] == "plain"}
+
+
+def test_a_wrapper_of_a_layer_of_keras(keras):
+    """Keras' own has no gradient through sigma, as its register says; what it iterates is right."""
+    spec = crossnorm.preset("keras", "spectral_norm", shape=(4, 6))
+    plain = [case for case in fitting(spec, (), ("float32",), ("train",)) if case.regime == "plain"]
+    wrap = keras.layers.SpectralNormalization
+    once = check(lambda layer: wrap(layer), spec, cases=plain)
+    twice = check(lambda layer: wrap(layer, power_iterations=2), spec, cases=plain)
+    assert {c.quantity for c in once.failures() if c.step == 1} == {"dweight"}
+    assert {c.quantity for c in twice.failures() if c.step == 1} >= {"y", "u"}
 
 
 # What cannot be checked
@@ -270,8 +290,8 @@ def test_the_snippet_shows_the_same_failure(tmp_path):
     (tmp_path / "own.py").write_text(THIRD_PARTY)
     path = os.pathsep.join(map(str, (ROOT, ROOT / "conformance", tmp_path)))
     options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": path}, "text": True, "capture_output": True, "check": False}
-    command = [sys.executable, "-c", "from crossnorm.cli import main; main()", "conformance", "-n", "1", "--method", "rms_norm"]
-    run = subprocess.run([*command, "--implementation", "own:RMS", "--json", "a.json"], **options)
+    command = [sys.executable, "-c", "from crossnorm.cli import main; main()", "conformance", "-n", "1", "--seed", "5"]
+    run = subprocess.run([*command, "--method", "rms_norm", "--implementation", "own:RMS", "--json", "a.json"], **options)
     assert run.returncode == 1, run.stderr
     document = json.loads((tmp_path / "a.json").read_text())
     assert document["implementations"] == ["own-rms"]
@@ -308,7 +328,7 @@ RMS = implementation(rms, methods=["rms_norm"], framework="numpy", name="own-rms
 
 
 def test_the_snippet_of_a_layer_that_was_given():
-    report = check(forgets_eps, RMSNormSpec(shape=(6,), eps=1e-2), dtypes=("float64",))
+    report = check(forgets_eps, RMSNormSpec(shape=(6,), eps=1e-2), dtypes=("float64",), seed=5)
     simplest = report.failures()[0]
     snippet = report.snippet(simplest)
     assert "check(LAYER, case.spec" in snippet
@@ -330,6 +350,29 @@ def test_rerun_of_a_bad_input_by_its_id():
     assert {(c.case, c.verdict) for c in report.checks} == {(fault.id, UNSUPPORTED)}
     with pytest.raises(SuiteError, match="there is no bad input 'no-such-id'"):
         rerun(given, "no-such-id")
+
+
+def test_rerun_of_a_case_with_layers_of_ones_own():
+    case = next(
+        case for case in cases_of("layer_norm") if case.regime == "plain" and case.dtype == "float64" and case.spec.offset
+    )
+
+    def layers(factor):
+        def build(spec):
+            axes = tuple(range(-len(spec.shape), 0))
+
+            def function(x, *, scale, offset):
+                variance = x.var(axes, keepdims=True) + x.dtype.type(spec.eps * factor)
+                return (x - x.mean(axes, keepdims=True)) / np.sqrt(variance) * scale + offset
+
+            return function
+
+        return implementation(build, methods=["layer_norm"], framework="numpy", name="own")
+
+    for factor, verdict in ((1, "pass"), (1.1, "fail")):
+        report = rerun(layers(factor), case)
+        assert {c.verdict for c in report.checks} == {verdict}
+        assert all(not c.reason or "units at" in c.reason for c in report.checks)
 
 
 def test_rerun_of_a_case(torch):

@@ -24,7 +24,7 @@ from tests.conformance.exact import Exact
 
 class Foreign(np.ndarray):
     def __reduce__(self):
-        return os._exit, (7,)
+        return eval, ("1 / 0",)
 
 def raises(arrays, results):
     raise ZeroDivisionError("one\\ntwo")
@@ -70,6 +70,11 @@ class Unsure(Exact):
     def unsupported(self, case, device):
         raise ZeroDivisionError("who knows")
 
+class Unasked(Exact):
+    name = "unasked"
+    def unsupported(self, case, device):
+        return None
+
 class Mute(Exact):
     name = "mute"
     def methods(self):
@@ -80,7 +85,7 @@ class Indescribable(Exact):
     def versions(self):
         raise ZeroDivisionError("no idea")
 
-HOSTILE, UNSURE, MUTE, INDESCRIBABLE = Hostile(), Unsure(), Mute(), Indescribable()
+HOSTILE, UNSURE, UNASKED, MUTE, INDESCRIBABLE = Hostile(), Unsure(), Unasked(), Mute(), Indescribable()
 """
 
 
@@ -208,6 +213,10 @@ def test_one_that_cannot_say_whether_it_can_has_not_passed(place):
     for check in checks_of(load("third_party:UNSURE"), "nothing_special"):
         assert check.verdict == FAIL
         assert "unsupported() raised ZeroDivisionError: who knows" in check.reason
+
+
+def test_no_reason_against_a_case_may_be_none(place):
+    assert verdicts(checks_of(load("third_party:UNASKED"), "nothing_special")) == {(PASS, "")}
 
 
 def test_nonsense_about_bad_input_fails(place):

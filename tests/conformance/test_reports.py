@@ -260,6 +260,17 @@ SLOW = Slow()
 """
 
 
+def is_gone(group):
+    """Whether every process of the group ends, within a while."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.2)
+    return False
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_leaves_what_was_found(tmp_path, workers):
     (tmp_path / "slow_party.py").write_text(SLOW)
@@ -286,6 +297,7 @@ def test_ctrl_c_leaves_what_was_found(tmp_path, workers):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
+    assert is_gone(process.pid)
     assert "INCOMPLETE the run broke off" in output, errors
     report = Report.read(tmp_path / "a.json")
     assert not report.complete
