@@ -10,6 +10,7 @@ import inspect
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -230,6 +231,7 @@ def conformance(
     for name in method or []:
         spec_class(name)  # a typo is found before a framework is loaded
     runner = _runner()
+    sys.path.insert(0, os.getcwd())  # a module of one's own lies here, as for `python -m`
     status = runner.run(
         methods=method or [],
         implementations=implementation or [],

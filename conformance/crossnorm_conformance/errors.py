@@ -34,7 +34,8 @@ def check_misuse(fault: Fault, implementation: Implementation) -> list[Check]:
     complaint = _wrong_exception(fault, implementation, misuse.raised)
     # Where nothing was raised, the exception is the complaint; a changed state then follows from it.
     changed = misuse.raised is not None and any(
-        not np.array_equal(value, misuse.state_after[name], equal_nan=True) for name, value in misuse.state_before.items()
+        not np.array_equal(value, misuse.state_after.get(name, np.nan), equal_nan=True)
+        for name, value in misuse.state_before.items()
     )
     exception = Check(**labels, quantity="exception", verdict=FAIL if complaint else PASS, reason=complaint)
     if not misuse.state_before:

@@ -95,6 +95,9 @@ class Report:
                         f"merge: the reports do not belong together: {name} is {getattr(first, name)!r} in one and "
                         f"{getattr(other, name)!r} in another; merge the shards of one run"
                     )
+        given = [shard for report in reports for shard in report.shards]
+        if len(set(given)) < len(given):
+            raise SuiteError(f"merge: a shard was given twice ({_names(sorted(given))}); give each report once")
         checks = {check.key: check for report in reports for check in report.checks}
         shards = tuple(sorted({shard for report in reports for shard in report.shards}))
         if len({count for _, count in shards}) > 1:
@@ -250,18 +253,18 @@ class Report:
                 f"Compiled executions take the most time: of each method an implementation runs at most {most} cases."
             )
         for name, reason in self.absent.items():
-            console.print(f"not run: {name} ({reason})")
+            console.print(f"not run: {name} ({reason})", markup=False)
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         part = "" if self.shards == ((1, 1),) else f"; shard {_names(self.shards)}"
         console.print(f"{versions}; devices {', '.join(self.devices)}; seed {self.seed}{part}")
         counts = self.counts()
         console.print(f"{len(self.checks)} checks: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
         for complaint in self.complaints:
-            console.print(f"STALE {complaint}")
+            console.print(f"STALE {complaint}", markup=False)
         for complaint in self.idle():
-            console.print(f"NOTHING {complaint}")
+            console.print(f"NOTHING {complaint}", markup=False)
         for complaint in self.lacks():
-            console.print(f"INCOMPLETE {complaint}")
+            console.print(f"INCOMPLETE {complaint}", markup=False)
 
     def _failures(self, console: Console, most: int = 20) -> None:
         failed = self.failures()

@@ -58,8 +58,8 @@ class Trend:
             console.print(f"  {name} {then} -> {now}")
         for name in names[:4]:
             for a, b in getattr(self, name)[:most]:
-                console.print(f"  {name}: {b.implementation} [{b.execution}, {b.device}] {b.case} {b.quantity} step {b.step}: "
-                              f"{told(a)} -> {told(b)}")  # fmt: skip
+                where = f"{b.implementation} [{b.execution}, {b.device}] {b.case} {b.quantity} step {b.step}"
+                console.print(f"  {name}: {where}: {told(a)} -> {told(b)}", markup=False)
 
 
 def _rises(a: float | None, b: float | None) -> bool:
