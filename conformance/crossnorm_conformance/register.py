@@ -131,7 +131,10 @@ def stale(implementations: Iterable[str], checks: list[Check], whole: set[str]) 
             if not reach:
                 complaints.append(f"registers/{name}.toml: {deviation.cases!r} matches no case; delete or mend the entry")
                 continue
-            judged = reach <= run and any(c.case in reach and _any(c.device, deviation.devices) for c in compared)
+            judged = reach <= run and any(
+                c.case in reach and _any(c.device, deviation.devices) and _any(c.execution, deviation.executions)
+                for c in compared
+            )
             if judged and not any(deviation.covers(check) for check in own):
                 complaints.append(
                     f"registers/{name}.toml: {deviation.cases!r} ({deviation.reason}) matches no failing check any more; "

@@ -41,7 +41,8 @@ class FlaxNNX(Witness):
         return ("cpu", "cuda") if jax.default_backend() == "gpu" else ("cpu",)
 
     def executions(self) -> tuple[str, ...]:
-        return ("eager", "function")
+        # Eagerly each primitive is compiled for itself: minutes, and gigabytes that nobody gives back.
+        return ("function",)
 
     def lacks(self, case: Case) -> str:
         spec: Any = case.spec

@@ -1,6 +1,5 @@
 """``keras.layers`` on the JAX backend, in a process where Keras has that backend."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,20 +21,24 @@ class KerasOnJax(NativeLayers):
     def devices(self) -> tuple[str, ...]:
         return ("cpu", "cuda") if any(device.platform == "gpu" for device in jax.devices()) else ("cpu",)
 
+    def executions(self) -> tuple[str, ...]:
+        # Eagerly each primitive is compiled for itself: minutes, and gigabytes that nobody gives back.
+        return ("function",)
+
     def stepper(self, execution: str) -> Step:
-        return _stepper(jax.jit if execution == "function" else lambda step: step)
+        return _stepper()
 
     def shows(self, case: Any, quantity: str) -> bool:
         # Training on JAX gives back the state only: what a layer writes over a trainable variable is lost after the call.
         return quantity != "effective_weight" and super().shows(case, quantity)
 
 
-def _stepper(compiled: Callable[..., Any]) -> Step:
+def _stepper() -> Step:
     steps: dict[bool | None, Any] = {}
 
     def run(layer: keras.layers.Layer, x: jax.Array, upstream: jax.Array, training: bool | None) -> Any:
         if training not in steps:
-            steps[training] = compiled(partial(_step, layer, training))
+            steps[training] = jax.jit(partial(_step, layer, training))
         variables = [[v.value for v in held] for held in (layer.trainable_variables, layer.non_trainable_variables)]
         y, dx, gradients, state = steps[training](*variables, x, upstream)
         for variable, value in zip(layer.non_trainable_variables, state, strict=True):

@@ -12,7 +12,7 @@ from ..case import Arrays, Case
 from . import Result
 from ._peer import Witness
 from ._torch import NAMES
-from ._torch_tensors import result, tensor
+from ._torch_tensors import Held, tensor
 from .torch_nn import IMPLEMENTATION as TORCH_NN
 
 _RUNNING = ("running_mean", "running_variance")
@@ -63,7 +63,7 @@ class TorchCompile(Witness):
             if a.name != "batches_tracked"
         }
         learned = {p.name: held[NAMES[p.name]].requires_grad_(case.mode != "frozen") for p in spec.parameters}
-        results: dict[tuple[int, str], Result | None] = {}
+        kept = Held(arrays)
         for step, mode in case.steps:
             x, upstream = (
                 tensor(arrays.values[f"{name}{step}"], case.dtype, case.layout, device, hasattr(spec, "channels"))
@@ -77,16 +77,16 @@ class TorchCompile(Witness):
             limits = torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=10_000)
             with limits, torch.set_grad_enabled(differentiable):
                 y = _compiled(spec.method)(x, held, batch_statistics, **_options(case))
-                results[step, "y"] = result(y)
+                kept.take(step, "y", y)
                 if case.differentiates(step):
                     y.backward(upstream)
-                    results[step, "dx"] = result(x.grad)
+                    kept.take(step, "dx", x.grad)
                     for name, value in learned.items():
-                        results[step, f"d{name}"] = result(value.grad)
+                        kept.take(step, f"d{name}", value.grad)
                         value.grad = None
             for name in (array.name for array in spec.state if array.name in _RUNNING):
-                results[step, name] = result(held[NAMES[name]])
-        return {key: value for key, value in results.items() if value is not None}
+                kept.take(step, name, held[NAMES[name]].clone())
+        return kept.results()
 
 
 def _options(case: Case) -> dict[str, Any]:
