@@ -108,8 +108,8 @@ LARGEST = 5000
 
 
 def cases_for(seed):
-    """Every twentieth case of every method, others for each of the ten seeds."""
-    chosen = (case for method in SPECS for case in ALL[method][seed % len(SEEDS) :: 2 * len(SEEDS)])
+    """Every twentieth case of every method, others for each of the ten seeds. 17 has no divisor in common with 20."""
+    chosen = (case for method in SPECS for case in ALL[method][17 * seed % 20 :: 20])
     return [case for case in chosen if prod(case.shape) <= LARGEST]
 
 
