@@ -214,8 +214,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     plan = _plan(config)
     complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     checks = [*_gathered, *unsupported(plan)]
-    selected = config.option.keyword or config.option.markexpr
-    complaints = [] if selected else stale(plan.implementations, checks, every_id())
+    # Only a whole run tells that an entry has outlived its deviation.
+    partial = not complete or config.option.keyword or config.option.markexpr
+    complaints = [] if partial else stale(plan.implementations, checks, every_id())
     config.stash[REPORT] = Report.of(plan, checks, complaints, _gathered_cases, complete=complete)
     if complaints and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
