@@ -6,28 +6,20 @@ from types import MappingProxyType
 import numpy as np
 
 from crossnorm import NormSpec
-from crossnorm.rounding import accumulation
 
 from ..case import Arrays, Case
 from . import Result, _given
+from ._peer import Witness
 
 
-class _Numpy:
+class _Numpy(Witness):
     framework = "numpy"
     names: Mapping[str, str] = MappingProxyType({})
 
     def versions(self) -> dict[str, str]:
         return {}
 
-    def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
-
-    def executions(self) -> tuple[str, ...]:
-        return ("eager",)
-
-    def unsupported(self, case: Case, device: str) -> str:
-        if device != "cpu":
-            return f"no device {device}"
+    def lacks(self, case: Case) -> str:
         return "NumPy has no bfloat16" if case.dtype == "bfloat16" else ""
 
 
@@ -44,7 +36,6 @@ class Given(_given.Given, _Numpy):
         pass  # a function of arrays takes any rank, or has to say so
 
     def run(self, case: Case, arrays: Arrays, execution: str, device: str) -> dict[tuple[int, str], Result]:
-        stored = accumulation(case.dtype)
         parameters = arrays.named(parameter.name for parameter in case.spec.parameters)
         state = arrays.named(array.name for array in case.spec.state)
         output, x = ("y", "x") if case.layer is None else ("effective_weight", "weight")
@@ -56,5 +47,5 @@ class Given(_given.Given, _Numpy):
             state = new if mode.update_running else state
             results[step, output] = Result(np.asarray(y), str(np.asarray(y).dtype))
             for name, value in (state | new).items():
-                results[step, name] = Result(np.asarray(value), str(np.asarray(value).dtype) or stored)
+                results[step, name] = Result(np.asarray(value), str(np.asarray(value).dtype))
         return results
