@@ -6,6 +6,12 @@ import torch
 from torch import nn
 
 
+def compiled(module: nn.Module) -> Any:
+    """The module under inductor, whole and for one shape; what was compiled before is forgotten."""
+    torch.compiler.reset()
+    return torch.compile(module, fullgraph=True, dynamic=False)
+
+
 class Executed:
     """A module and the way in which it is called. What it holds is read here, since an exported program holds copies."""
 
@@ -15,8 +21,7 @@ class Executed:
         self._call: Any = module
         self._exported: Any = None
         if execution == "compile":
-            torch.compiler.reset()
-            self._call = torch.compile(module, fullgraph=True, dynamic=False)
+            self._call = compiled(module)
 
     def switch(self, *, training: bool, learning: bool) -> None:
         """Train or evaluate, with or without gradients of the parameters; those of the last step are forgotten."""

@@ -15,6 +15,7 @@ from ..case import Arrays, Case
 from ..cases import Fault
 from ..linear import Linear
 from . import Misuse, Result
+from ._torch_execution import compiled
 from ._torch_tensors import Held, backward, in_shape, tensor
 
 # The rows in which torch stores a weight.
@@ -59,9 +60,7 @@ def run_weights(
         return layer.arrange(layer.restore(values, _STORED), spec)
 
     held = Held(arrays)
-    if execution == "compile":
-        torch.compiler.reset()
-    call = torch.compile(module, fullgraph=True, dynamic=False) if execution == "compile" else module
+    call = compiled(module) if execution == "compile" else module
     for step, mode in case.steps:
         module.train(mode.update_running)
         module.requires_grad_(case.mode != "frozen")
