@@ -14,3 +14,7 @@ class SpecError(CrossnormError, ValueError):
 
 class Unsupported(CrossnormError, NotImplementedError):
     """The request is well-formed, but this framework or this layer cannot carry it out."""
+
+
+class MigrationError(CrossnormError, ValueError):
+    """A layer, a model or a file cannot be moved as it is; nothing was written."""

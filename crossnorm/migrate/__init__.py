@@ -1,0 +1,13 @@
+"""Moving trained models: from a layer to its description and back, between the frameworks, layer by layer.
+
+This room imports the specifications and the rounding units. Each framework has a folder of its own here, which is imported when
+an object of that framework comes along, so that whoever has one framework needs no other.
+"""
+
+from ._description import Description as Description
+from ._description import Layout as Layout
+from ._description import build as build
+from ._description import describe as describe
+from ._settings import Attention as Attention
+from ._settings import Linear as Linear
+from ._settings import Recurrent as Recurrent

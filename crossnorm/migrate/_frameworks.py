@@ -1,0 +1,40 @@
+"""Which framework an object is of, without importing one, and the folder of this room that knows it."""
+
+import sys
+from importlib import import_module
+from typing import Any, Protocol
+
+from crossnorm.errors import MigrationError
+
+from ._parts import Part
+
+
+class Room(Protocol):
+    """What each framework's folder offers."""
+
+    def describe(self, layer: Any, name: str | None) -> Any: ...
+    def build(self, description: Any, native: bool, holder: Any) -> Any: ...
+    def parts(self, model: Any) -> list[Part]: ...
+
+
+def framework_of(thing: Any) -> str:
+    """``"torch"``, ``"tensorflow"`` (Keras 3), ``"tf_keras"`` or ``"flax"``."""
+    for module, attribute, framework in (
+        ("torch", "nn.Module", "torch"),
+        ("keras", "layers.Layer", "tensorflow"),
+        ("tf_keras", "layers.Layer", "tf_keras"),
+        ("flax.nnx", "Module", "flax"),
+    ):
+        base = sys.modules.get(module)
+        for step in attribute.split("."):
+            base = getattr(base, step, None)
+        if base is not None and isinstance(thing, base):
+            return framework
+    raise MigrationError(
+        f"crossnorm.migrate: {type(thing).__name__} is neither a torch module nor a Keras or Flax layer; give one of these"
+    )
+
+
+def room(framework: str) -> Any:
+    """The folder of this room for a framework."""
+    return import_module(f"crossnorm.migrate.{framework}")

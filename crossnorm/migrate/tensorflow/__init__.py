@@ -1,0 +1,1 @@
+"""Keras layers, ours and the native ones: described, built, taken apart."""

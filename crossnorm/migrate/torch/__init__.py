@@ -1,0 +1,1 @@
+"""Torch modules, ours and the native ones: described, built, taken apart."""
