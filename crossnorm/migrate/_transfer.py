@@ -1,24 +1,16 @@
 """All weights of a model into another model, of another framework or the same, and the proof that the two compute the same."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.progress import Progress
 from rich.table import Table
 
-from crossnorm.errors import MigrationError
 from crossnorm.rounding import VERDICT
 
-from ._frameworks import framework_of, room
-from ._inputs import sample, turned
-from ._matching import Pairs, match, refusal, training_differences
-from ._parts import Part, parts
+from ._matching import Pairs
 
 Array = NDArray[Any]
 
