@@ -76,7 +76,7 @@ def synchronized(layer: nn.Module, description: Description) -> nn.Module | None
     if spec.running_variance != "unbiased" or spec.single_value != "raise":
         raise Unsupported(
             "convert: torch.nn.SyncBatchNorm stores the unbiased variance and refuses one value per channel; the layer says "
-            f"running_variance={spec.running_variance!r}, single_value={spec.single_value!r}: use rules.semantics('torch') first"
+            f"running_variance={spec.running_variance!r}, single_value={spec.single_value!r}: use semantics('torch') first"
         )
     if spec.offset and not spec.scale:
         raise Unsupported("convert: torch.nn.SyncBatchNorm has no offset without a scale; give the layer a scale")
