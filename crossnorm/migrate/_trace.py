@@ -1,9 +1,9 @@
 """What a model does in one run, layer by layer, in words that no framework owns; and the rounding units of a whole model.
 
-There is no exact answer for a whole model, so the yardstick is the model itself: run in float64, it is run again `DRAWS` times with
-every input and every array moved by one roundoff of its own dtype. The unit of a quantity is the largest change, over all but
-the channel, plus the roundoff of the dtype in which it is stored times the largest magnitude there. A gradient is a sum of many
-terms that may cancel (before a batch normalization a bias has none), so the error of the model's own run counts there, too.
+There is no exact answer for a whole model, so the yardstick is the model itself: run in float64, it is run again `DRAWS` times
+with every input and every array moved by one roundoff of its own dtype. The unit of a quantity is the largest change, over all
+but the channel, plus the roundoff of the dtype in which it is stored times the largest magnitude there. A gradient is a sum of
+many terms that may cancel (before a batch normalization a bias has none), so the error of the model's own run counts there, too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -15,8 +15,18 @@ from crossnorm.rounding import perturbed
 
 from .._parts import Part
 from .._trace import (
-    Call, Recording, Replay, Units, arranged, canonical, main_inputs, measure, native, state_names, with_inputs,
-)  # fmt: skip
+    Call,
+    Recording,
+    Replay,
+    Units,
+    arranged,
+    canonical,
+    main_inputs,
+    measure,
+    native,
+    state_names,
+    with_inputs,
+)
 
 Array = NDArray[Any]
 

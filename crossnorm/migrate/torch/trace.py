@@ -16,8 +16,18 @@ from crossnorm.rounding import perturbed
 
 from .._parts import Part
 from .._trace import (
-    Call, Recording, Replay, Units, arranged, canonical, main_inputs, measure, native, state_names, with_inputs,
-)  # fmt: skip
+    Call,
+    Recording,
+    Replay,
+    Units,
+    arranged,
+    canonical,
+    main_inputs,
+    measure,
+    native,
+    state_names,
+    with_inputs,
+)
 
 Array = NDArray[Any]
 
@@ -93,9 +103,7 @@ def replay(
     with _undisturbed(layer, training, True), torch.set_grad_enabled(cotangent is not None):
         own = main_inputs(call.part, parameters, call.args, call.kwargs)
         if inputs is not None:
-            own = {
-                name: torch.as_tensor(native(inputs[name], part)).to(like.device, like.dtype) for name, like in own.items()
-            }
+            own = {name: torch.as_tensor(native(inputs[name], part)).to(like.device, like.dtype) for name, like in own.items()}
         own = {name: _leaf(tensor, cotangent is not None) for name, tensor in own.items()}
         args, kwargs = with_inputs(call.part, parameters, call.args, call.kwargs, own)
         output = _first(layer(*args, **kwargs))
