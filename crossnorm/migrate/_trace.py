@@ -1,0 +1,234 @@
+"""What a model does in one run, layer by layer, in words that no framework owns; and the rounding units of a whole model.
+
+There is no exact answer for a whole model, so the yardstick is the model itself: run in float64, it is run again `DRAWS` times
+with every input and every array moved by one roundoff of its own dtype. The unit of a quantity is the largest change, over all
+but the channel, plus the roundoff of the dtype in which it is stored times the largest magnitude there. A gradient is a sum of
+many terms that may cancel (before a batch normalization a bias has none), so the error of the model's own run counts there, too.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossnorm.rounding import DRAWS, smallest_normal, unit_roundoff
+
+from ._parts import Part
+
+Array = NDArray[Any]
+Key = tuple[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of one layer.
+
+    Attributes:
+        part: whose layer was called; of several parts of one layer the last.
+        number: how often the layer was called before.
+        args, kwargs: what it got, for `replay`.
+        inputs: the arrays among them that are no masks and no states: ``input``, or ``query``, ``key`` and ``value``;
+            the batch first, the channel last, as in all arrays here.
+        output: the first output.
+        gradient: of the output, if the run had a cotangent and it reached this layer.
+        dtype: in which the output is stored.
+        training: whether the layer was in training mode; None where it knows no modes.
+    """
+
+    part: Part
+    number: int
+    args: tuple[Any, ...] = field(repr=False)
+    kwargs: Mapping[str, Any] = field(repr=False)
+    inputs: Mapping[str, Array] = field(repr=False)
+    output: Array = field(repr=False)
+    gradient: Array | None = field(repr=False, default=None)
+    dtype: str = "float32"
+    training: bool | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.part.name, self.number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One run of a model: every call of every part, in the order in which the calls ended.
+
+    Attributes:
+        calls: of all parts.
+        output: the model's first output, as the model arranges it.
+        input_gradients: of the inputs, where there is one.
+        gradients: of arrays, by the names of part and array, arranged as the part arranges them.
+        states: the arrays that training updates, as the run left them, by the same names.
+    """
+
+    calls: Sequence[Call]
+    output: Array
+    input_gradients: Sequence[Array | None] = ()
+    gradients: Mapping[Key, Array] = field(default_factory=dict)
+    states: Mapping[Key, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """One call of one layer again, possibly on other inputs: its output, and gradients and state as in a `Recording`."""
+
+    output: Array
+    input_gradients: Mapping[str, Array] = field(default_factory=dict)
+    gradients: Mapping[str, Array] = field(default_factory=dict)
+    states: Mapping[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """The rounding units of a run, each to be broadcast against its quantity: outputs and their gradients by `Call.key`."""
+
+    outputs: Mapping[Key, Array]
+    output_gradients: Mapping[Key, Array]
+    gradients: Mapping[Key, Array]
+    states: Mapping[Key, Array]
+
+
+def canonical(values: Array, part: Part) -> Array:
+    """What went into a part or came out of it, with the batch first and the channel last; indices as they are."""
+    axes = _axes(values, part)
+    return np.moveaxis(values, axes, (0, -1)) if axes else values
+
+
+def native(values: Array, part: Part) -> Array:
+    """The inverse of `canonical`."""
+    axes = _axes(values, part)
+    return np.moveaxis(values, (0, -1), axes) if axes else values
+
+
+def _axes(values: Array, part: Part) -> tuple[int, int] | None:
+    if values.dtype.kind in "iub" or values.ndim < 2:
+        return None
+    axes = part.batch_axis % values.ndim, part.axis % values.ndim
+    return axes if axes[0] != axes[1] else None
+
+
+def main_inputs(part: Part, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that `Call.inputs` speaks of, by its names."""
+    given = {name: _argument(name, parameters, args, kwargs) for name in parameters}
+    if part.kind == "attention":
+        named = {name: given.get(name) for name in ("query", "key", "value")}
+        return named | ({"key": named["value"]} if named["key"] is None else {})
+    return {"input": given[parameters[0]] if args else next(iter(kwargs.values()))}
+
+
+def with_inputs(
+    part: Part, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a call with others in the places of its main inputs."""
+    new_args, new_kwargs = list(args), dict(kwargs)
+    for name, value in inputs.items():
+        parameter = name if part.kind == "attention" else parameters[0]
+        position = parameters.index(parameter)
+        if position < len(new_args):
+            new_args[position] = value
+        elif parameter in new_kwargs or part.kind == "attention":
+            new_kwargs[parameter] = value
+        else:
+            new_kwargs[next(iter(new_kwargs))] = value
+    return new_args, new_kwargs
+
+
+def _argument(name: str, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    position = list(parameters).index(name)
+    return args[position] if position < len(args) else kwargs.get(name)
+
+
+def state_names(part: Part) -> list[str]:
+    """The arrays of a part that training updates without a gradient."""
+    return [name for name in (array.name for array in getattr(part.settings, "state", ())) if name in part.arrays]
+
+
+# Each digit of a position is exact in every dtype, bfloat16 with its 8 bits too.
+_BASE = 128
+
+
+def arranged(
+    part: Part, values: Mapping[int, Array], read: Callable[[Any], Array], put: Callable[[Any, Array], None]
+) -> dict[str, Array]:
+    """Values that belong to the variables of a part, arranged as the part arranges its arrays.
+
+    The part can only write. So positions are written into the variables, digit by digit, and read back; then the variables get
+    what they had.
+
+    Args:
+        part: whose arrays.
+        values: arrays of the shapes of variables, by the ids of these.
+        read, put: the value of a variable, and its inverse.
+    """
+    names = [name for name in part.arrays if part.variables.get(name) and _known(part, name, values)]
+    sizes = [np.size(part.arrays[name]) for name in names]
+    starts = dict(zip(names, np.cumsum([1, *sizes]), strict=False))  # 0: nothing was written here
+    variables = {id(v): v for name in part.arrays for v in part.variables.get(name, ())}
+    before = {key: read(variable) for key, variable in variables.items()}
+    positions = {key: np.zeros(np.shape(before[key]), np.int64) for key in values if key in variables}
+    weight = 1
+    try:
+        while names and weight <= sum(sizes):
+            digits = {
+                name: ((starts[name] + np.arange(size)) // weight % _BASE)
+                .astype(part.arrays[name].dtype)
+                .reshape(np.shape(part.arrays[name]))
+                for name, size in zip(names, sizes, strict=True)
+            }
+            part.write({**part.arrays, **digits})
+            for key in positions:
+                positions[key] += weight * np.asarray(read(variables[key])).astype(np.int64)
+            weight *= _BASE
+    finally:
+        for key, variable in variables.items():
+            put(variable, before[key])
+    flat = np.zeros(sum(sizes) + 1)
+    for key, where in positions.items():
+        inside = (where > 0) & (where <= sum(sizes))
+        flat[where[inside]] = np.asarray(values[key], np.float64)[inside]
+    return {
+        name: flat[starts[name] : starts[name] + size].reshape(np.shape(part.arrays[name]))
+        for name, size in zip(names, sizes, strict=True)
+    }
+
+
+def _known(part: Part, name: str, values: Mapping[int, Array]) -> bool:
+    return any(id(variable) in values for variable in part.variables[name])
+
+
+def measure(run: Callable[[np.random.Generator | None], Recording], own: Recording) -> Units:
+    """The units of a run.
+
+    Args:
+        run: the recording of a run in float64, all moved at random if there is a generator.
+        own: the model's own run, which says in which dtype each output is stored.
+    """
+    stored = {call.key: call.dtype for call in own.calls}
+    exact = dict(_quantities(run(None)))
+    moves = {key: np.zeros_like(values) for key, values in exact.items()}
+    moves |= {key: np.abs(values - exact[key]) for key, values in _quantities(own) if key[0].endswith("gradients")}
+    random = np.random.default_rng(0)
+    with np.errstate(all="ignore"):
+        for _ in range(DRAWS):
+            for key, values in _quantities(run(random)):
+                moves[key] = np.fmax(moves[key], np.abs(values - exact[key]))
+        found: dict[str, dict[Key, Array]] = {kind: {} for kind in ("outputs", "output_gradients", "gradients", "states")}
+        for (kind, key), values in exact.items():
+            # The gradient of a kernel has the channel first, everything else last; that of a vector is one group.
+            axes = tuple(range(values.ndim > 1, values.ndim) if kind == "gradients" else range(values.ndim - 1))
+            dtype = stored.get(key, "float32")
+            move, magnitude = (np.max(each, axis=axes, keepdims=True, initial=0) for each in (moves[kind, key], np.abs(values)))
+            found[kind][key] = move + unit_roundoff(dtype) * magnitude + smallest_normal(dtype)
+    return Units(**found)
+
+
+def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Key], Array]]:
+    for call in recording.calls:
+        yield ("outputs", call.key), call.output
+        if call.gradient is not None:
+            yield ("output_gradients", call.key), call.gradient
+    yield from ((("gradients", key), values) for key, values in recording.gradients.items())
+    yield from ((("states", key), values) for key, values in recording.states.items())
