@@ -3,7 +3,7 @@
 There is no exact answer for a whole model, so the yardstick is the model itself: run in float64, it is run again `DRAWS` times
 with every input and every array moved by one roundoff of its own dtype. The unit of a quantity is the largest change, over all
 but the channel, plus the roundoff of the dtype in which it is stored times the largest magnitude there. A gradient is a sum of
-many terms that may cancel (before a batch normalization a bias has none), so the error of the model's own run counts there, too.
+many terms that may cancel (before a batch normalization a bias has none), so there the error of the model's own run counts too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,6 +113,8 @@ def _axes(values: Array, part: Part) -> tuple[int, int] | None:
 def main_inputs(part: Part, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that `Call.inputs` speaks of, by its names."""
     given = {name: _argument(name, parameters, args, kwargs) for name in parameters}
+    if not args and not kwargs:
+        return {}
     if part.kind == "attention":
         named = {name: given.get(name) for name in ("query", "key", "value")}
         return named | ({"key": named["value"]} if named["key"] is None else {})
@@ -146,57 +148,13 @@ def state_names(part: Part) -> list[str]:
     return [name for name in (array.name for array in getattr(part.settings, "state", ())) if name in part.arrays]
 
 
-# Each digit of a position is exact in every dtype, bfloat16 with its 8 bits too.
-_BASE = 128
-
-
-def arranged(
-    part: Part, values: Mapping[int, Array], read: Callable[[Any], Array], put: Callable[[Any, Array], None]
-) -> dict[str, Array]:
-    """Values that belong to the variables of a part, arranged as the part arranges its arrays.
-
-    The part can only write. So positions are written into the variables, digit by digit, and read back; then the variables get
-    what they had.
-
-    Args:
-        part: whose arrays.
-        values: arrays of the shapes of variables, by the ids of these.
-        read, put: the value of a variable, and its inverse.
-    """
-    names = [name for name in part.arrays if part.variables.get(name) and _known(part, name, values)]
-    sizes = [np.size(part.arrays[name]) for name in names]
-    starts = dict(zip(names, np.cumsum([1, *sizes]), strict=False))  # 0: nothing was written here
-    variables = {id(v): v for name in part.arrays for v in part.variables.get(name, ())}
-    before = {key: read(variable) for key, variable in variables.items()}
-    positions = {key: np.zeros(np.shape(before[key]), np.int64) for key in values if key in variables}
-    weight = 1
-    try:
-        while names and weight <= sum(sizes):
-            digits = {
-                name: ((starts[name] + np.arange(size)) // weight % _BASE)
-                .astype(part.arrays[name].dtype)
-                .reshape(np.shape(part.arrays[name]))
-                for name, size in zip(names, sizes, strict=True)
-            }
-            part.write({**part.arrays, **digits})
-            for key in positions:
-                positions[key] += weight * np.asarray(read(variables[key])).astype(np.int64)
-            weight *= _BASE
-    finally:
-        for key, variable in variables.items():
-            put(variable, before[key])
-    flat = np.zeros(sum(sizes) + 1)
-    for key, where in positions.items():
-        inside = (where > 0) & (where <= sum(sizes))
-        flat[where[inside]] = np.asarray(values[key], np.float64)[inside]
+def arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
+    """Values that belong to variables of a part, by the ids of these, as the part arranges its arrays, as far as it can."""
     return {
-        name: flat[starts[name] : starts[name] + size].reshape(np.shape(part.arrays[name]))
-        for name, size in zip(names, sizes, strict=True)
+        name: np.array(arrange(values[id(variables[0])]))
+        for name, arrange in part.arrange.items()
+        if (variables := part.variables.get(name)) and id(variables[0]) in values
     }
-
-
-def _known(part: Part, name: str, values: Mapping[int, Array]) -> bool:
-    return any(id(variable) in values for variable in part.variables[name])
 
 
 def measure(run: Callable[[np.random.Generator | None], Recording], own: Recording) -> Units:

@@ -30,6 +30,8 @@ from .._trace import (
 
 Array = NDArray[Any]
 
+_EAGER = type(tf.constant(0))
+
 
 def record(
     model: keras.layers.Layer,
@@ -62,7 +64,7 @@ def record(
         states = {
             (part.name, name): values
             for part in parts
-            for name, values in _arranged(part, _values(part.variables[n] for n in state_names(part))).items()
+            for name, values in arranged(part, _values(part.variables[n] for n in state_names(part))).items()
         }
     calls = [replace(call, gradient=_canonical(found.get(id(tap)), call.part)) for call, tap in zip(calls, taps, strict=True)]
     return Recording(
@@ -73,7 +75,7 @@ def record(
             (part.name, name): values
             for part in parts
             if cotangent is not None
-            for name, values in _arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
+            for name, values in arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
         },
         states=states,
     )
@@ -113,11 +115,11 @@ def replay(
             output = _first(layer(*args, **kwargs))
         upstream = None if cotangent is None else native(cotangent, part)
         found = _gradients(tape, output, upstream, watched, learned)
-        states = _arranged(part, _values(part.variables[name] for name in state_names(part)))
+        states = arranged(part, _values(part.variables[name] for name in state_names(part)))
     return Replay(
         output=canonical(_numpy(output), part),
         input_gradients={name: canonical(found[id(t)], part) for name, t in own.items() if id(t) in found},
-        gradients=_arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
+        gradients=arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
         states=states,
     )
 
@@ -282,7 +284,7 @@ def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[tf.Tensor]) ->
         def recorded(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
             tensor = _first(output)
-            if not hasattr(tensor, "numpy"):  # inside a loop that TensorFlow compiles
+            if not isinstance(tensor, _EAGER):  # or none; inside a loop that TensorFlow compiles
                 return output
             inputs = main_inputs(part, parameters, args, kwargs)
             training = kwargs.get("training")
@@ -292,7 +294,7 @@ def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[tf.Tensor]) ->
                     number=counts.get(id(layer), 0),
                     args=args,
                     kwargs=kwargs,
-                    inputs={name: canonical(_numpy(value), part) for name, value in inputs.items()},
+                    inputs={name: canonical(_numpy(v), part) for name, v in inputs.items() if isinstance(v, _EAGER)},
                     output=canonical(_numpy(tensor), part),
                     dtype=tensor.dtype.name,
                     training=None if training is None else bool(training),
@@ -318,8 +320,8 @@ def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[tf.Tensor]) ->
                 vars(part.layer)["call"] = before[key]
 
 
-def _first(output: Any) -> tf.Tensor:
-    return tf.nest.flatten(output)[0]
+def _first(output: Any) -> Any:
+    return next(iter(tf.nest.flatten(output)), None)
 
 
 def _learned(part: Part) -> list[keras.Variable]:
@@ -328,12 +330,6 @@ def _learned(part: Part) -> list[keras.Variable]:
 
 def _values(variables: Iterable[tuple[keras.Variable, ...]]) -> dict[int, Array]:
     return {id(v): _read(v) for each in variables for v in each}
-
-
-def _arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
-    if not values:
-        return {}
-    return arranged(part, values, _read, lambda variable, value: variable.assign(value))
 
 
 def _read(variable: keras.Variable) -> Array:

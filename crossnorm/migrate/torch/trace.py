@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -63,7 +63,7 @@ def record(
         states = {
             (part.name, name): values
             for part in parts
-            for name, values in _arranged(part, _values(part.variables[n] for n in state_names(part))).items()
+            for name, values in arranged(part, _values(part.variables[n] for n in state_names(part))).items()
         }
     calls = [replace(call, gradient=_canonical(found.get(id(tap)), call.part)) for call, tap in zip(calls, taps, strict=True)]
     return Recording(
@@ -74,7 +74,7 @@ def record(
             (part.name, name): values
             for part in parts
             if cotangent is not None
-            for name, values in _arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
+            for name, values in arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
         },
         states=states,
     )
@@ -109,11 +109,11 @@ def replay(
         output = _first(layer(*args, **kwargs))
         learned = _learned(part) if cotangent is not None else []
         found = _gradients(output, None if cotangent is None else native(cotangent, part), [*own.values(), *learned])
-        states = _arranged(part, _values(part.variables[name] for name in state_names(part)))
+        states = arranged(part, _values(part.variables[name] for name in state_names(part)))
     return Replay(
         output=canonical(_numpy(output), part),
         input_gradients={name: canonical(found[id(t)], part) for name, t in own.items() if id(t) in found},
-        gradients=_arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
+        gradients=arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
         states=states,
     )
 
@@ -232,13 +232,15 @@ def _hooks(parts: Sequence[Part], calls: list[Call], taps: list[torch.Tensor]) -
     def after(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         part, tensor = owners[id(layer)], _first(output)
         args, kwargs = arguments[id(layer)].pop()
+        if tensor is None:
+            return output
         inputs = main_inputs(part, _parameters(layer), args, kwargs)
         call = Call(
             part=part,
             number=counts.get(id(layer), 0),
             args=args,
             kwargs=kwargs,
-            inputs={name: canonical(_numpy(value), part) for name, value in inputs.items()},
+            inputs={name: canonical(_numpy(v), part) for name, v in inputs.items() if isinstance(v, torch.Tensor)},
             output=canonical(_numpy(tensor), part),
             dtype=str(tensor.dtype).removeprefix("torch."),
             training=layer.training,
@@ -271,10 +273,11 @@ def _kept(value: Any) -> Any:
     return type(value)(map(_kept, value)) if type(value) in (tuple, list) else value
 
 
-def _first(output: Any) -> torch.Tensor:
-    """The first tensor of whatever a module gives: tuples, dictionaries, packed sequences."""
-    while not isinstance(output, torch.Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+def _first(output: Any) -> Any:
+    """The first tensor of whatever a module gives: a tuple, a dictionary, a packed sequence; None where there is none."""
+    while not isinstance(output, torch.Tensor | None):
+        values = output.values() if isinstance(output, Mapping) else output
+        output = next(iter(values), None) if isinstance(values, Iterable) else None
     return output
 
 
@@ -290,21 +293,6 @@ def _learned(part: Part) -> list[torch.Tensor]:
 
 def _values(variables: Iterator[tuple[torch.Tensor, ...]]) -> dict[int, Array]:
     return {id(v): _numpy(v) for each in variables for v in each}
-
-
-def _arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
-    if not values:
-        return {}
-    return arranged(part, values, _read, _put)
-
-
-def _read(variable: torch.Tensor) -> Array:
-    return _numpy(variable)
-
-
-def _put(variable: torch.Tensor, values: Array) -> None:
-    with torch.no_grad():
-        variable.copy_(torch.as_tensor(values))
 
 
 def _gradients(output: torch.Tensor, cotangent: Array | None, wanted: Sequence[torch.Tensor]) -> dict[int, Array]:
