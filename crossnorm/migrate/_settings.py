@@ -136,7 +136,9 @@ class Linear(_Checked):
             }[padding]
             padding = tuple((b, t - b) for b, t in zip(before, total, strict=True))
         pairs = padding if isinstance(padding, tuple | list) else [None]
-        sound = [isinstance(pair, tuple | list) and len(pair) == 2 and all(_integer(size, 0) for size in pair) for pair in pairs]
+        sound = [
+            isinstance(pair, tuple | list) and len(pair) == 2 and all(_integer(size, 0) for size in pair) for pair in pairs
+        ]
         if len(pairs) not in (0, rank) or not all(sound):
             self._refuse("padding", f"is not {rank} pairs of integers >= 0")
         self._set("padding", tuple((before, after) for before, after in pairs) or ((0, 0),) * rank)

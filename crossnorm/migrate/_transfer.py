@@ -27,7 +27,10 @@ _LARGE = 200_000_000
 
 @dataclass(frozen=True)
 class Row:
-    """One call of a pair of layers: their names, and the largest error of the target's output in rounding units of the model."""
+    """One call of a pair of layers: their names, and the largest error of the target's output in rounding units of the model.
+
+    ``units`` is NaN where the outputs cannot be compared: one layer has an activation that the other leaves to a later layer.
+    """
 
     source: str
     target: str
@@ -83,14 +86,14 @@ def transfer(
 
     Normalization layers of every method, dense layers, convolutions (transposed, depthwise and separable ones too), embeddings,
     LSTM, GRU and multi-head attention are moved, each array in the arrangement of its framework. Where an image was flattened,
-    the weights behind it are put in the order in which the other framework flattens it. Both models then run, in inference mode,
-    on the same input, and every layer's output is compared.
+    the weights behind it are put in the order in which the other framework flattens it. Both models then run, in inference
+    mode, on the same input, and every layer's output is compared.
 
     Args:
         source: a torch module or a Keras model, built.
         target: the model to write into, of the same framework or the other one.
-        mapping: names of parts of the source, and what they are called in the target; the rest is matched by name or by the order
-            of execution, by kind and by shape. `crossnorm.migrate.parts` lists the names.
+        mapping: names of parts of the source, and what they are called in the target; the rest is matched by name or by the
+            order of execution, by kind and by shape. `crossnorm.migrate.parts` lists the names.
         skip: names of parts of either model that stay out, ``*`` and ``?`` allowed: a new head, for one.
         inputs: what the source is run on, an array or a tuple of them; random numbers of the shape that a Keras model declares
             unless given.
@@ -103,8 +106,8 @@ def transfer(
         parameters that are tied in one model only.
 
     Raises:
-        MigrationError: a part without counterpart, an ambiguous one, one of unknown kind, specifications that differ in what they
-            compute, arrays that would be rounded, or a proof that failed. The target is as it was.
+        MigrationError: a part without counterpart, an ambiguous one, one of unknown kind, specifications that differ in what
+            they compute, arrays that would be rounded, or a proof that failed. The target is as it was.
 
     >>> import torch
     >>> source, target = (torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4)) for _ in range(2))
@@ -114,23 +117,52 @@ def transfer(
     """
     if source is target:
         raise MigrationError("transfer: source and target are the same model; give two")
-    models = _Model(source), _Model(target)
-    for model, given in zip(models, (inputs, target_inputs), strict=True):
-        model.inputs = None if given is None else as_tuple(given)
-    _agree_on_inputs(*models)
-    one, other = models
+    one, other = _Model(source, inputs), _Model(target, target_inputs)
+    agree_on_inputs(one, other)
     pairs = match(one.executed(), other.executed(), mapping or {}, tuple(skip))
     if problems := [*_roundings(pairs), *_conflicts(pairs)]:
         raise refusal(problems)
     if progress is None:
-        progress = sum(array.nbytes for part in one.parts for array in part.arrays.values()) > _LARGE
-    before = [(part, dict(part.arrays)) for _, part in pairs]
+        progress = sum(array.nbytes for a, _ in pairs for array in a.arrays.values()) > _LARGE
     try:
         for a, b in track(pairs, "copying", disable=not progress):
-            b.write({name: a.arrays[name] for name in b.arrays})
-        rows = _proved(pairs, one, other, progress)
+            b.write(a.arrays)
+        rows = _proof(pairs, one, other)
     except BaseException:
-        for part, arrays in before:
-            part.write(arrays)
+        for _, part in pairs:
+            part.write(part.arrays)
         raise
-    return Transfer(pairs, rows, [*_notes(pairs)])
+    return Transfer(pairs, rows, _notes(pairs, rows))
+
+
+# What stands in the way.
+
+
+def _roundings(pairs: Pairs) -> list[str]:
+    """Arrays that the target would store with fewer digits."""
+    return [
+        f"source {a.name}: {name!r} of dtype {array.dtype.name} would be rounded to the {b.arrays[name].dtype.name} of target "
+        f"{b.name}; move it into a target of that dtype, and cast that"
+        for a, b in pairs
+        for name, array in a.arrays.items()
+        if array.dtype.kind not in "iu" and not np.can_cast(array.dtype, b.arrays[name].dtype)
+    ]
+
+
+def _conflicts(pairs: Pairs) -> list[str]:
+    """Arrays that are one in the target, and would be given two values."""
+    written = {id(v): (a, name) for a, b in reversed(pairs) for name in a.arrays for v in b.variables.get(name, ())}
+    return [
+        f"target {b.name}: {name!r} is tied to that of another part, and source {a.name} and {first.name} differ; untie them"
+        for a, b in pairs
+        for name, array in a.arrays.items()
+        for first, theirs in [written[id(v)] for v in b.variables.get(name, ())]
+        if first is not a and not np.array_equal(array, first.arrays[theirs], equal_nan=array.dtype.kind == "f")
+    ]
+
+
+# The proof.
+
+
+def _proof(pairs: Pairs, one: "_Model", other: "_Model") -> list[Row]:
+    raise NotImplementedError
