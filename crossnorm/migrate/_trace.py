@@ -7,7 +7,7 @@ many terms that may cancel (before a batch normalization a bias has none), so th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from ._parts import Part
 
 Array = NDArray[Any]
 Key = tuple[str, str | int]
+
+_OUTPUT = ("", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class Call:
             the batch first, the channel last, as in all arrays here.
         output: the first output.
         gradient: of the output, if the run had a cotangent and it reached this layer.
+        input_gradients: of ``inputs``, as far as they go through this layer.
         dtype: in which the output is stored.
         training: whether the layer was in training mode; None where it knows no modes.
     """
@@ -44,6 +47,7 @@ class Call:
     inputs: Mapping[str, Array] = field(repr=False)
     output: Array = field(repr=False)
     gradient: Array | None = field(repr=False, default=None)
+    input_gradients: Mapping[str, Array] = field(repr=False, default_factory=dict)
     dtype: str = "float32"
     training: bool | None = None
 
@@ -83,12 +87,21 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The rounding units of a run, each to be broadcast against its quantity: outputs and their gradients by `Call.key`."""
+    """The rounding units of a run, each to be broadcast against its quantity.
+
+    Attributes:
+        outputs, output_gradients: by `Call.key`.
+        input_gradients: by part, number of the call and name.
+        gradients, states: by part and array.
+        output: of the model's output.
+    """
 
     outputs: Mapping[Key, Array]
     output_gradients: Mapping[Key, Array]
+    input_gradients: Mapping[tuple[str, int, str], Array]
     gradients: Mapping[Key, Array]
     states: Mapping[Key, Array]
+    output: Array
 
 
 def canonical(values: Array, part: Part) -> Array:
@@ -157,6 +170,13 @@ def arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
     }
 
 
+def with_gradients(call: Call, gradients: Mapping[int, Array], output: Any, inputs: Mapping[str, Any]) -> Call:
+    """A call with the gradients that exist, by the ids of its output and its inputs."""
+    found = {name: canonical(gradients[id(tensor)], call.part) for name, tensor in inputs.items() if id(tensor) in gradients}
+    gradient = gradients.get(id(output))
+    return replace(call, gradient=None if gradient is None else canonical(gradient, call.part), input_gradients=found)
+
+
 def measure(run: Callable[[np.random.Generator | None], Recording], own: Recording) -> Units:
     """The units of a run.
 
@@ -165,6 +185,7 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
         own: the model's own run, which says in which dtype each output is stored.
     """
     stored = {call.key: call.dtype for call in own.calls}
+    stored[_OUTPUT] = own.calls[-1].dtype if own.calls else "float32"
     exact = dict(_quantities(run(None)))
     moves = {key: np.zeros_like(values) for key, values in exact.items()}
     moves |= {key: np.abs(values - exact[key]) for key, values in _quantities(own) if key[0].endswith("gradients")}
@@ -173,20 +194,23 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
         for _ in range(DRAWS):
             for key, values in _quantities(run(random)):
                 moves[key] = np.fmax(moves[key], np.abs(values - exact[key]))
-        found: dict[str, dict[Key, Array]] = {kind: {} for kind in ("outputs", "output_gradients", "gradients", "states")}
+        found: dict[str, dict[Any, Array]] = {field.name: {} for field in fields(Units)}
         for (kind, key), values in exact.items():
             # The gradient of a kernel has the channel first, everything else last; that of a vector is one group.
             axes = tuple(range(values.ndim > 1, values.ndim) if kind == "gradients" else range(values.ndim - 1))
-            dtype = stored.get(key, "float32")
+            dtype = stored.get(key[:2], "float32")
             move, magnitude = (np.max(each, axis=axes, keepdims=True, initial=0) for each in (moves[kind, key], np.abs(values)))
             found[kind][key] = move + unit_roundoff(dtype) * magnitude + smallest_normal(dtype)
-    return Units(**found)
+    output = found.pop("output")[_OUTPUT]
+    return Units(output=output, **found)
 
 
-def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Key], Array]]:
+def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Any], Array]]:
+    yield ("output", _OUTPUT), recording.output
     for call in recording.calls:
         yield ("outputs", call.key), call.output
         if call.gradient is not None:
             yield ("output_gradients", call.key), call.gradient
+        yield from ((("input_gradients", (*call.key, name)), values) for name, values in call.input_gradients.items())
     yield from ((("gradients", key), values) for key, values in recording.gradients.items())
     yield from ((("states", key), values) for key, values in recording.states.items())
