@@ -3,11 +3,11 @@
 There is no exact answer for a whole model, so the yardstick is the model itself: run in float64, it is run again `DRAWS` times
 with every input and every array moved by one roundoff of its own dtype. The unit of a quantity is the largest change, over all
 but the channel, plus the roundoff of the dtype in which it is stored times the largest magnitude there. A gradient is a sum of
-many terms that may cancel (before a batch normalization a bias has none), so the error of the model's own run counts there, too.
+many terms that may cancel (before a batch normalization a bias has none), so there the error of the model's own run counts too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class Call:
             the batch first, the channel last, as in all arrays here.
         output: the first output.
         gradient: of the output, if the run had a cotangent and it reached this layer.
+        input_gradients: of ``inputs``, as far as they go through this layer.
         dtype: in which the output is stored.
         training: whether the layer was in training mode; None where it knows no modes.
     """
@@ -47,6 +48,7 @@ class Call:
     inputs: Mapping[str, Array] = field(repr=False)
     output: Array = field(repr=False)
     gradient: Array | None = field(repr=False, default=None)
+    input_gradients: Mapping[str, Array] = field(repr=False, default_factory=dict)
     dtype: str = "float32"
     training: bool | None = None
 
@@ -86,12 +88,21 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class Units:
-    """The rounding units of a run, each to be broadcast against its quantity: outputs and their gradients by `Call.key`."""
+    """The rounding units of a run, each to be broadcast against its quantity.
+
+    Attributes:
+        outputs, output_gradients: by `Call.key`.
+        input_gradients: by part, number of the call and name.
+        gradients, states: by part and array.
+        output: of the model's output.
+    """
 
     outputs: Mapping[Key, Array]
     output_gradients: Mapping[Key, Array]
+    input_gradients: Mapping[tuple[str, int, str], Array]
     gradients: Mapping[Key, Array]
     states: Mapping[Key, Array]
+    output: Array
 
 
 def canonical(values: Array, part: Part) -> Array:
@@ -116,6 +127,8 @@ def _axes(values: Array, part: Part) -> tuple[int, int] | None:
 def main_inputs(part: Part, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that `Call.inputs` speaks of, by its names."""
     given = {name: _argument(name, parameters, args, kwargs) for name in parameters}
+    if not args and not kwargs:
+        return {}
     if part.kind == "attention":
         named = {name: given.get(name) for name in ("query", "key", "value")}
         return named | ({"key": named["value"]} if named["key"] is None else {})
@@ -149,57 +162,20 @@ def state_names(part: Part) -> list[str]:
     return [name for name in (array.name for array in getattr(part.settings, "state", ())) if name in part.arrays]
 
 
-# Each digit of a position is exact in every dtype, bfloat16 with its 8 bits too.
-_BASE = 128
-
-
-def arranged(
-    part: Part, values: Mapping[int, Array], read: Callable[[Any], Array], put: Callable[[Any, Array], None]
-) -> dict[str, Array]:
-    """Values that belong to the variables of a part, arranged as the part arranges its arrays.
-
-    The part can only write. So positions are written into the variables, digit by digit, and read back; then the variables get
-    what they had.
-
-    Args:
-        part: whose arrays.
-        values: arrays of the shapes of variables, by the ids of these.
-        read, put: the value of a variable, and its inverse.
-    """
-    names = [name for name in part.arrays if part.variables.get(name) and _known(part, name, values)]
-    sizes = [np.size(part.arrays[name]) for name in names]
-    starts = dict(zip(names, np.cumsum([1, *sizes]), strict=False))  # 0: nothing was written here
-    variables = {id(v): v for name in part.arrays for v in part.variables.get(name, ())}
-    before = {key: read(variable) for key, variable in variables.items()}
-    positions = {key: np.zeros(np.shape(before[key]), np.int64) for key in values if key in variables}
-    weight = 1
-    try:
-        while names and weight <= sum(sizes):
-            digits = {
-                name: ((starts[name] + np.arange(size)) // weight % _BASE)
-                .astype(part.arrays[name].dtype)
-                .reshape(np.shape(part.arrays[name]))
-                for name, size in zip(names, sizes, strict=True)
-            }
-            part.write({**part.arrays, **digits})
-            for key in positions:
-                positions[key] += weight * np.asarray(read(variables[key])).astype(np.int64)
-            weight *= _BASE
-    finally:
-        for key, variable in variables.items():
-            put(variable, before[key])
-    flat = np.zeros(sum(sizes) + 1)
-    for key, where in positions.items():
-        inside = (where > 0) & (where <= sum(sizes))
-        flat[where[inside]] = np.asarray(values[key], np.float64)[inside]
+def arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
+    """Values that belong to variables of a part, by the ids of these, as the part arranges its arrays, as far as it can."""
     return {
-        name: flat[starts[name] : starts[name] + size].reshape(np.shape(part.arrays[name]))
-        for name, size in zip(names, sizes, strict=True)
+        name: np.array(arrange(values[id(variables[0])]))
+        for name, arrange in part.arrange.items()
+        if (variables := part.variables.get(name)) and id(variables[0]) in values
     }
 
 
-def _known(part: Part, name: str, values: Mapping[int, Array]) -> bool:
-    return any(id(variable) in values for variable in part.variables[name])
+def with_gradients(call: Call, gradients: Mapping[int, Array], output: Any, inputs: Mapping[str, Any]) -> Call:
+    """A call with the gradients that exist, by the ids of its output and its inputs."""
+    found = {name: canonical(gradients[id(tensor)], call.part) for name, tensor in inputs.items() if id(tensor) in gradients}
+    gradient = gradients.get(id(output))
+    return replace(call, gradient=None if gradient is None else canonical(gradient, call.part), input_gradients=found)
 
 
 def measure(run: Callable[[np.random.Generator | None], Recording], own: Recording) -> Units:
@@ -219,14 +195,15 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
         for _ in range(DRAWS):
             for key, values in _quantities(run(random)):
                 moves[key] = np.fmax(moves[key], np.abs(values - exact[key]))
-        found: dict[str, dict[Key, Array]] = {kind: {} for kind in ("outputs", "output_gradients", "gradients", "states")}
+        found: dict[str, dict[Any, Array]] = {field.name: {} for field in fields(Units)}
         for (kind, key), values in exact.items():
             # The gradient of a kernel has the channel first, everything else last; that of a vector is one group.
             axes = tuple(range(values.ndim > 1, values.ndim) if kind == "gradients" else range(values.ndim - 1))
-            dtype = stored.get(key, "float32")
+            dtype = stored.get(key[:2], "float32")
             move, magnitude = (np.max(each, axis=axes, keepdims=True, initial=0) for each in (moves[kind, key], np.abs(values)))
             found[kind][key] = move + unit_roundoff(dtype) * magnitude + smallest_normal(dtype)
-    return Units(**found)
+    output = found.pop("output")[_OUTPUT]
+    return Units(output=output, **found)
 
 
 def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Key], Array]]:
@@ -235,5 +212,6 @@ def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Key], Array]]
         yield ("outputs", call.key), call.output
         if call.gradient is not None:
             yield ("output_gradients", call.key), call.gradient
+        yield from ((("input_gradients", (*call.key, name)), values) for name, values in call.input_gradients.items())
     yield from ((("gradients", key), values) for key, values in recording.gradients.items())
     yield from ((("states", key), values) for key, values in recording.states.items())

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import keras
@@ -25,10 +24,13 @@ from .._trace import (
     measure,
     native,
     state_names,
+    with_gradients,
     with_inputs,
 )
 
 Array = NDArray[Any]
+
+_EAGER = type(tf.constant(0))
 
 
 def record(
@@ -51,20 +53,21 @@ def record(
         restore: whether the variables get back what they had before.
     """
     calls: list[Call] = []
-    taps: list[tf.Tensor] = []
+    taps: list[tuple[tf.Tensor, dict[str, tf.Tensor]]] = []
     learned = [v for part in parts for v in _learned(part)] if cotangent is not None else []
     with _undisturbed(model, restore):
         given = [_tensor(x, dtype) for x, dtype in zip(inputs, _input_dtypes(model, inputs), strict=True)]
         watched = [tensor for tensor in given if tensor.dtype.is_floating]
         with _taped(cotangent is not None, watched) as tape, _wrapped(parts, calls, taps):
             output = _first(_called(model, given, {} if training is None else {"training": training}))
-        found = _gradients(tape, output, cotangent, [*taps, *watched], learned)
+        tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
+        found = _gradients(tape, output, cotangent, [*tapped, *watched], learned)
         states = {
             (part.name, name): values
             for part in parts
-            for name, values in _arranged(part, _values(part.variables[n] for n in state_names(part))).items()
+            for name, values in arranged(part, _values(part.variables[n] for n in state_names(part))).items()
         }
-    calls = [replace(call, gradient=_canonical(found.get(id(tap)), call.part)) for call, tap in zip(calls, taps, strict=True)]
+    calls = [with_gradients(call, found, *tap) for call, tap in zip(calls, taps, strict=True)]
     return Recording(
         calls=calls,
         output=_numpy(output),
@@ -73,7 +76,7 @@ def record(
             (part.name, name): values
             for part in parts
             if cotangent is not None
-            for name, values in _arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
+            for name, values in arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
         },
         states=states,
     )
@@ -113,11 +116,11 @@ def replay(
             output = _first(layer(*args, **kwargs))
         upstream = None if cotangent is None else native(cotangent, part)
         found = _gradients(tape, output, upstream, watched, learned)
-        states = _arranged(part, _values(part.variables[name] for name in state_names(part)))
+        states = arranged(part, _values(part.variables[name] for name in state_names(part)))
     return Replay(
         output=canonical(_numpy(output), part),
         input_gradients={name: canonical(found[id(t)], part) for name, t in own.items() if id(t) in found},
-        gradients=_arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
+        gradients=arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
         states=states,
     )
 
@@ -273,32 +276,35 @@ def _taped(taped: bool, watched: Iterable[tf.Tensor]) -> Iterator[tf.GradientTap
 
 
 @contextmanager
-def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[tf.Tensor]) -> Iterator[None]:
+def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[Any]) -> Iterator[None]:
     counts: dict[int, int] = {}
 
     def recording(part: Part, call: Callable[..., Any]) -> Callable[..., Any]:
         layer, parameters = part.layer, _parameters(part.layer)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
+            given = main_inputs(part, parameters, args, kwargs)
+            # Tensors of this layer alone: what else uses its inputs is not in their gradient.
+            own = {name: tf.identity(v) for name, v in given.items() if isinstance(v, _EAGER) and v.dtype.is_floating}
+            args, kwargs = with_inputs(part, parameters, args, kwargs, own)
             output = call(*args, **kwargs)
             tensor = _first(output)
-            if not hasattr(tensor, "numpy"):  # inside a loop that TensorFlow compiles
+            if not isinstance(tensor, _EAGER):  # or none; inside a loop that TensorFlow compiles
                 return output
-            inputs = main_inputs(part, parameters, args, kwargs)
             training = kwargs.get("training")
             calls.append(
                 Call(
                     part=part,
                     number=counts.get(id(layer), 0),
-                    args=args,
+                    args=tuple(args),
                     kwargs=kwargs,
-                    inputs={name: canonical(_numpy(value), part) for name, value in inputs.items()},
+                    inputs={name: canonical(_numpy(v), part) for name, v in given.items() if isinstance(v, _EAGER)},
                     output=canonical(_numpy(tensor), part),
                     dtype=tensor.dtype.name,
                     training=None if training is None else bool(training),
                 )
             )
-            taps.append(tensor)
+            taps.append((tensor, own))
             counts[id(layer)] = calls[-1].number + 1
             return output
 
@@ -318,8 +324,8 @@ def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[tf.Tensor]) ->
                 vars(part.layer)["call"] = before[key]
 
 
-def _first(output: Any) -> tf.Tensor:
-    return tf.nest.flatten(output)[0]
+def _first(output: Any) -> Any:
+    return next(iter(tf.nest.flatten(output)), None)
 
 
 def _learned(part: Part) -> list[keras.Variable]:
@@ -328,12 +334,6 @@ def _learned(part: Part) -> list[keras.Variable]:
 
 def _values(variables: Iterable[tuple[keras.Variable, ...]]) -> dict[int, Array]:
     return {id(v): _read(v) for each in variables for v in each}
-
-
-def _arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
-    if not values:
-        return {}
-    return arranged(part, values, _read, lambda variable, value: variable.assign(value))
 
 
 def _read(variable: keras.Variable) -> Array:
@@ -354,10 +354,6 @@ def _gradients(
     sources = [*tensors, *(variable.value for variable in variables)]
     found = tape.gradient(output, sources, output_gradients=_tensor(cotangent, output.dtype))
     return {id(each): _numpy(tf.convert_to_tensor(g)) for each, g in zip(wanted, found, strict=True) if g is not None}
-
-
-def _canonical(values: Array | None, part: Part) -> Array | None:
-    return None if values is None else canonical(values, part)
 
 
 def _numpy(tensor: Any) -> Array:

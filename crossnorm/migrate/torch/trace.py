@@ -2,9 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from .._trace import (
     measure,
     native,
     state_names,
+    with_gradients,
     with_inputs,
 )
 
@@ -52,20 +52,20 @@ def record(
         restore: whether buffers get back what they had before.
     """
     calls: list[Call] = []
-    taps: list[torch.Tensor] = []
+    taps: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     learned = [v for part in parts for v in _learned(part)] if cotangent is not None else []
     with _undisturbed(model, training, restore), torch.set_grad_enabled(cotangent is not None):
         given = _tensors(model, inputs, cotangent is not None)
         with _hooks(parts, calls, taps):
             output = _first(model(*given))
-        wanted = [*taps, *given, *learned]
-        found = _gradients(output, cotangent, wanted)
+        tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
+        found = _gradients(output, cotangent, [*tapped, *given, *learned])
         states = {
             (part.name, name): values
             for part in parts
-            for name, values in _arranged(part, _values(part.variables[n] for n in state_names(part))).items()
+            for name, values in arranged(part, _values(part.variables[n] for n in state_names(part))).items()
         }
-    calls = [replace(call, gradient=_canonical(found.get(id(tap)), call.part)) for call, tap in zip(calls, taps, strict=True)]
+    calls = [with_gradients(call, found, *tap) for call, tap in zip(calls, taps, strict=True)]
     return Recording(
         calls=calls,
         output=_numpy(output),
@@ -74,7 +74,7 @@ def record(
             (part.name, name): values
             for part in parts
             if cotangent is not None
-            for name, values in _arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
+            for name, values in arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
         },
         states=states,
     )
@@ -109,11 +109,11 @@ def replay(
         output = _first(layer(*args, **kwargs))
         learned = _learned(part) if cotangent is not None else []
         found = _gradients(output, None if cotangent is None else native(cotangent, part), [*own.values(), *learned])
-        states = _arranged(part, _values(part.variables[name] for name in state_names(part)))
+        states = arranged(part, _values(part.variables[name] for name in state_names(part)))
     return Replay(
         output=canonical(_numpy(output), part),
         input_gradients={name: canonical(found[id(t)], part) for name, t in own.items() if id(t) in found},
-        gradients=_arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
+        gradients=arranged(part, {id(v): found[id(v)] for v in learned if id(v) in found}),
         states=states,
     )
 
@@ -221,30 +221,39 @@ def _rates(module: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _hooks(parts: Sequence[Part], calls: list[Call], taps: list[torch.Tensor]) -> Iterator[None]:
+def _hooks(parts: Sequence[Part], calls: list[Call], taps: list[Any]) -> Iterator[None]:
     arguments: dict[int, list[Any]] = {}
     counts: dict[int, int] = {}
 
-    def before(layer: nn.Module, args: Any, kwargs: Any) -> None:
+    def before(layer: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         kept = [_kept(args), {name: _kept(value) for name, value in kwargs.items()}]
-        arguments.setdefault(id(layer), []).append(kept)
+        # A branch of the graph for this layer alone: what else uses its inputs is not in their gradient.
+        inputs = {
+            name: value.clone()
+            for name, value in main_inputs(owners[id(layer)], _parameters(layer), args, kwargs).items()
+            if isinstance(value, torch.Tensor) and torch.is_grad_enabled()
+        }
+        arguments.setdefault(id(layer), []).append((*kept, inputs))
+        return with_inputs(owners[id(layer)], _parameters(layer), args, kwargs, inputs)
 
     def after(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         part, tensor = owners[id(layer)], _first(output)
-        args, kwargs = arguments[id(layer)].pop()
+        args, kwargs, own = arguments[id(layer)].pop()
+        if tensor is None:
+            return output
         inputs = main_inputs(part, _parameters(layer), args, kwargs)
         call = Call(
             part=part,
             number=counts.get(id(layer), 0),
             args=args,
             kwargs=kwargs,
-            inputs={name: canonical(_numpy(value), part) for name, value in inputs.items()},
+            inputs={name: canonical(_numpy(v), part) for name, v in inputs.items() if isinstance(v, torch.Tensor)},
             output=canonical(_numpy(tensor), part),
             dtype=str(tensor.dtype).removeprefix("torch."),
             training=layer.training,
         )
         calls.append(call)
-        taps.append(tensor)
+        taps.append((tensor, own))
         counts[id(layer)] = call.number + 1
         # What follows may work in place, and the gradient is that of what came out here.
         return _replaced(output, tensor.clone())
@@ -271,10 +280,11 @@ def _kept(value: Any) -> Any:
     return type(value)(map(_kept, value)) if type(value) in (tuple, list) else value
 
 
-def _first(output: Any) -> torch.Tensor:
-    """The first tensor of whatever a module gives: tuples, dictionaries, packed sequences."""
-    while not isinstance(output, torch.Tensor):
-        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+def _first(output: Any) -> Any:
+    """The first tensor of whatever a module gives: a tuple, a dictionary, a packed sequence; None where there is none."""
+    while not isinstance(output, torch.Tensor | None):
+        values = output.values() if isinstance(output, Mapping) else output
+        output = next(iter(values), None) if isinstance(values, Iterable) else None
     return output
 
 
@@ -292,21 +302,6 @@ def _values(variables: Iterator[tuple[torch.Tensor, ...]]) -> dict[int, Array]:
     return {id(v): _numpy(v) for each in variables for v in each}
 
 
-def _arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
-    if not values:
-        return {}
-    return arranged(part, values, _read, _put)
-
-
-def _read(variable: torch.Tensor) -> Array:
-    return _numpy(variable)
-
-
-def _put(variable: torch.Tensor, values: Array) -> None:
-    with torch.no_grad():
-        variable.copy_(torch.as_tensor(values))
-
-
 def _gradients(output: torch.Tensor, cotangent: Array | None, wanted: Sequence[torch.Tensor]) -> dict[int, Array]:
     """The gradients that exist, by the ids of what they belong to."""
     wanted = [tensor for tensor in wanted if tensor.requires_grad]
@@ -315,10 +310,6 @@ def _gradients(output: torch.Tensor, cotangent: Array | None, wanted: Sequence[t
     upstream = torch.as_tensor(np.ascontiguousarray(cotangent)).to(output.device, output.dtype)
     found = torch.autograd.grad(output, wanted, upstream, allow_unused=True)
     return {id(tensor): _numpy(g) for tensor, g in zip(wanted, found, strict=True) if g is not None}
-
-
-def _canonical(values: Array | None, part: Part) -> Array | None:
-    return None if values is None else canonical(values, part)
 
 
 def _numpy(tensor: torch.Tensor) -> Array:
