@@ -18,7 +18,7 @@ from ._frameworks import framework_of, room
 from ._inputs import as_tuple, sample, turned
 from ._matching import Pairs, match, refusal, training_differences
 from ._parts import Part, parts
-from ._trace import WHOLE, Call, Recording
+from ._trace import Call, Recording, Units
 
 Array = NDArray[Any]
 
@@ -215,7 +215,7 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
         b.write({name: a.arrays[name][..., order] for name in names})
         target = other.record()
     measured = one if one.framework == "torch" else other
-    units = measured.room.units(measured.model, measured.parts, measured.inputs).outputs
+    units = measured.room.units(measured.model, measured.parts, measured.inputs)
     partners = {a.name: b for a, b in pairs}
     calls = {call.key: call for call in target.calls}
     rows = []
@@ -226,7 +226,7 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
             raise MigrationError(
                 f"transfer: {call.part.name} of the source is called more often than {part.name} of the target; the models differ"
             )
-        error = _error(call, copy, units[(call if measured is one else copy).key], orders.get(part.name))
+        error = _error(call, copy, units.outputs[(call if measured is one else copy).key], orders.get(part.name))
         rows.append(Row(call.part.name, part.name, part.kind, error))
         if error > VERDICT:
             raise MigrationError(_parting(call, copy, error, orders.get(part.name)))
@@ -308,11 +308,11 @@ def _parting(call: Call, copy: Call, error: float, order: Array | None) -> str:
     )
 
 
-def _output_row(source: Recording, target: Recording, rows: Sequence[Row], units: Mapping[Any, Array]) -> Row:
+def _output_row(source: Recording, target: Recording, rows: Sequence[Row], units: Units) -> Row:
     """What the models give in the end, with the channel first or last: the last layer need not be the end."""
     want, got = source.output, target.output
     layouts = [want] if want.ndim < 3 else [want, np.moveaxis(want, 1, -1), np.moveaxis(want, -1, 1)]
-    errors = [np.max(np.abs(got - each) / np.max(units[WHOLE]), initial=0) for each in layouts if each.shape == got.shape]
+    errors = [np.max(np.abs(got - each) / np.max(units.output), initial=0) for each in layouts if each.shape == got.shape]
     error = float(min(errors, default=np.inf))
     if not error <= VERDICT:
         raise MigrationError(
