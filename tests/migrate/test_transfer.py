@@ -269,7 +269,9 @@ def with_nan():
 
 
 REFUSED = {
-    "a missing activation": (lambda: Functional(torch.relu), lambda: Functional(lambda x: x), IMAGE, "what reaches them differs"),
+    "a missing activation": (
+        lambda: Functional(torch.relu), lambda: Functional(lambda x: x), IMAGE, "what reaches them differs",
+    ),
     "another activation behind the last layer": (
         lambda: nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()), X,
         "all layers agree, and the outputs",

@@ -7,6 +7,7 @@ import keras
 
 from crossnorm.errors import MigrationError, Unsupported
 from crossnorm.spec import BatchNormSpec
+from crossnorm.tensorflow._base import SpecLayer
 
 from .._description import Description, build
 
@@ -21,6 +22,11 @@ def convert(model: keras.Model, replacements: Replacements) -> keras.Model:
         return _cloned(model, replacements)
     _replace_inside(model, {id(old): _named(old, new) for old, new in _pairs(model, replacements)})
     return model
+
+
+def is_ours(layer: keras.layers.Layer, description: Description) -> bool:
+    """Whether a layer is one of `crossnorm.tensorflow`."""
+    return isinstance(layer, SpecLayer)
 
 
 def synchronized(layer: keras.layers.Layer, description: Description) -> keras.layers.Layer:
