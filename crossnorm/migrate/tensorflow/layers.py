@@ -144,7 +144,9 @@ def _parts(layer: keras.layers.Layer, name: str | None) -> tuple[NormSpec, Layou
         return _wrapper_parts(layer, name)
     if name is not None:
         _refuse(layer, f"has no weight {name!r} that is normalized", "leave out the name")
-    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    axes = tuple(layer.axis) if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    if cls is keras.layers.RMSNormalization:
+        axes = _last_axes(layer, axes)
     spec = _spec(layer, cls, axes)
     places = {}
     for array in (*spec.parameters, *spec.state):
@@ -200,6 +202,15 @@ def _spec(layer: Any, cls: type[keras.layers.Layer], axes: Sequence[int]) -> Nor
         raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} obeys no specification: {error}") from None
 
 
+def _last_axes(layer: Any, axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes counted from the end: Keras multiplies the scale of RMS normalization along the last ones, whatever they are."""
+    rank = len(layer.get_build_config()["input_shape"])
+    counted = tuple(sorted(axis % rank - rank for axis in axes))
+    if counted != tuple(range(-len(counted), 0)):
+        _refuse(layer, f"multiplies its scale along the last axes, and not along axis={layer.axis}", "use crossnorm's layer")
+    return counted
+
+
 def spec_method(cls: type[keras.layers.Layer]) -> str:
     return next(method for method, native in _NATIVES.items() if native is cls)
 
@@ -242,6 +253,9 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
         held = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
         held |= {array.name: wrapper._held(kernel, "gain") for array in spec.parameters}
     else:
+        if wrapper.dtype_policy.name != wrapper.layer.dtype_policy.name:
+            what = f"computes in {wrapper.dtype_policy.name} around a layer of {wrapper.layer.dtype_policy.name}"
+            _refuse(wrapper, what, "give both one dtype policy")
         values = fields_of(wrapper, "spectral_norm", "keras") | {"eps": keras.config.epsilon()}
         arranged = _arranged(holder, kernel, values)
         if arranged.row_axes != (len(arranged.stored) - 1,):
@@ -298,9 +312,10 @@ def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
 
 
 def _own_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
+    shape = _input_shape(spec, layout, least=3 if spec.method == "instance_norm" else 2)
     axis = {} if layout.axis is None else {"axis": _as_list(layout.axis)}
     layer = crossnorm.tensorflow.layer(spec, dtype=policy, **axis)
-    layer.build(_input_shape(spec, layout, least=3 if spec.method == "instance_norm" else 2))
+    layer.build(shape)
     _open_rank(layer, layout)
     return layer
 
@@ -313,17 +328,17 @@ def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.L
     if kept_mean and not (spec.scale and not spec.offset):
         refuse(spec, "subtract_mean", "keras.layers.LayerNormalization with that scale and offset; it has it with a scale only")
     shape, last = _input_shape(spec, layout, least=2), list(range(-len(getattr(spec, "shape", (0,))), 0))
-    axis = _as_list(layout.axis) if layout.axis is not None else last if hasattr(spec, "shape") else -1
+    axis = layout.axis if layout.axis is not None else last if hasattr(spec, "shape") else -1
     what = None
     if method == "batch_norm" and layout.rank is None:
         what = "inputs of any rank is beyond keras.layers.BatchNormalization, which is built for one; say it in the layout"
-    if method == "rms_norm" and sorted(each % len(shape) - len(shape) for each in np.ravel(axis)) != last:
+    if method == "rms_norm" and sorted(np.ravel(axis)) != last:
         what = (
             f"axis={axis} is beyond keras.layers.RMSNormalization, which multiplies its scale along the last axes; leave it out"
         )
     if what is not None:
         raise Unsupported(f"crossnorm.migrate: {spec.method} with {what}, or build crossnorm's own layer: native=False")
-    layer = _NATIVES[method](axis=axis, dtype=policy, **arguments, **variant)
+    layer = _NATIVES[method](axis=_as_list(axis), dtype=policy, **arguments, **variant)
     if kept_mean:
         layer.rms_scaling = True
     layer.build(shape)
@@ -331,7 +346,7 @@ def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.L
     return layer
 
 
-def _as_list(axis: int | tuple[int, ...] | None) -> int | list[int] | None:
+def _as_list(axis: Any) -> Any:
     """As Keras writes axes into its files."""
     return list(axis) if isinstance(axis, tuple) else axis
 
@@ -340,7 +355,7 @@ def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None
     """A shape to build the layer with: of the layout's rank or else of the smallest that its axes allow."""
     axis = layout.axis
     if hasattr(spec, "channels"):
-        sizes, axes = (spec.channels,), (-1 if axis is None else axis,)
+        sizes, axes = (spec.channels,), (-1,) if axis is None else (axis,)
         spatial = getattr(spec, "spatial", None)
         rank = layout.rank if spatial is None else len(spatial)
     else:
