@@ -1,1 +1,6 @@
 """Keras layers, ours and the native ones: described, built, taken apart."""
+
+from .layers import build as build
+from .layers import describe as describe
+from .layers import variables as variables
+from .layers import write as write
