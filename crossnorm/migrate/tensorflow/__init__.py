@@ -4,3 +4,4 @@ from .layers import build as build
 from .layers import describe as describe
 from .layers import variables as variables
 from .layers import write as write
+from .parts import parts as parts
