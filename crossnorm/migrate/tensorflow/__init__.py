@@ -1,5 +1,10 @@
-"""Keras layers, ours and the native ones: described, built, taken apart."""
+"""Keras layers, ours and the native ones: described, built, taken apart, traced."""
 
+from .layers import build as build
+from .layers import describe as describe
+from .layers import variables as variables
+from .layers import write as write
+from .parts import parts as parts
 from .trace import record as record
 from .trace import replay as replay
 from .trace import units as units

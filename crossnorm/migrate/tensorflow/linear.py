@@ -1,6 +1,7 @@
 """Keras' dense, convolutional and embedding layers, in the words of `Linear`, and back."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import keras
@@ -111,13 +112,11 @@ def layer_of(
     if settings.kind == "dense":
         return keras.layers.Dense(outer, **options), (None, inner)
     rank, transposed = len(kernel), settings.kind == "transposed_convolution"
-    if not 1 <= rank <= 3:
-        _refuse(settings, "shape", "has kernels of 1, 2 or 3 dimensions")
     if settings.padding_mode != "zeros":
         _refuse(settings, "padding_mode", "adds zeros only: pad the input yourself")
     if transposed and settings.groups != 1:
         _refuse(settings, "groups", "has no groups")
-    options |= {"strides": settings.stride or 1, "dilation_rate": settings.dilation or 1, "data_format": data_format}
+    options |= {"strides": settings.stride, "dilation_rate": settings.dilation, "data_format": data_format}
     inputs = outer if transposed else inner * settings.groups
     if transposed:
         layer = _TRANSPOSED[rank - 1](inner, tuple(kernel), **_cutting(settings), **options)
@@ -147,22 +146,10 @@ def _convolution(
         bias=bias,
         groups=groups,
         stride=tuple(stride),
-        padding=_added(shape[2:], stride, dilation, padding),
+        padding=padding,
         dilation=tuple(dilation),
         activation=activation,
     )
-
-
-def _added(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], padding: str) -> str | Amounts:
-    """What is added to the input before and after; the word where it depends on the input's size."""
-    reach = [(size - 1) * d for size, d in zip(kernel, dilation, strict=True)]
-    if padding == "valid":
-        return ((0, 0),) * len(reach)
-    if padding == "causal":
-        return tuple((size, 0) for size in reach)
-    if any(size and step > 1 for size, step in zip(reach, stride, strict=True)):
-        return "same"
-    return tuple((size // 2, size - size // 2) for size in reach)
 
 
 def _cut(
@@ -183,14 +170,8 @@ def _cut(
 
 def _word(settings: Linear, words: Sequence[str]) -> str:
     """The word with which a Keras convolution pads as the settings say."""
-    _, _, *kernel = settings.shape
-    ones = (1,) * len(kernel)
-    stride, dilation = settings.stride or ones, settings.dilation or ones
-    wanted = settings.padding or ((0, 0),) * len(kernel)
-    if isinstance(wanted, str):
-        wanted = _added(kernel, stride, dilation, wanted)
     for word in words:
-        if _added(kernel, stride, dilation, word) == wanted:
+        if replace(settings, padding=word) == settings:
             return word
     _refuse(settings, "padding", f"pads by one of the words {', '.join(words)}: pad the input yourself")
 
@@ -198,24 +179,20 @@ def _word(settings: Linear, words: Sequence[str]) -> str:
 def _cutting(settings: Linear) -> dict[str, Any]:
     """The arguments with which a transposed Keras convolution cuts off its full output as the settings say."""
     _, _, *kernel = settings.shape
-    ones = (1,) * len(kernel)
-    stride, dilation = settings.stride or ones, settings.dilation or ones
-    added, cut = settings.output_padding or (0,) * len(kernel), settings.padding or ((0, 0),) * len(kernel)
-    if not isinstance(cut, str):
-        net = _net(cut, added)
-        full = [(size - 1) * d + 1 for size, d in zip(kernel, dilation, strict=True)]
-        # How far the last product reaches beyond the start of its stride; Keras takes what its convolution would give back.
-        left = [size - sum(pair) for size, pair in zip(full, net, strict=True)]
-        more = tuple(size - full_size % 2 for size, full_size in zip(left, full, strict=True))
-        fits = {
-            "valid": all(0 <= size - full_size < step for size, full_size, step in zip(left, full, stride, strict=True)),
-            "same": all(1 <= size <= step for size, step in zip(left, stride, strict=True)),
-        }
-        choices = (("valid", None), ("same", None), ("valid", tuple(added)), ("same", more))
-        for word, output_padding in choices:
-            given = output_padding or (None,) * len(kernel)
-            if fits[word] and _net(*_cut(kernel, stride, dilation, word, given)) == net:
-                return {"padding": word, "output_padding": output_padding}
+    stride, dilation, added = settings.stride, settings.dilation, settings.output_padding
+    net = _net(settings.padding, added)
+    full = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
+    # How far the last product reaches from the start of its stride: so far that the convolution gives the input's size back.
+    left = [size - sum(pair) for size, pair in zip(full, net, strict=True)]
+    fits = {
+        "valid": all(0 <= size - whole < step for size, whole, step in zip(left, full, stride, strict=True)),
+        "same": all(1 <= size <= step for size, step in zip(left, stride, strict=True)),
+    }
+    more = tuple(size - whole % 2 for size, whole in zip(left, full, strict=True))
+    for word, output_padding in (("valid", None), ("same", None), ("valid", added), ("same", more)):
+        given = output_padding or (None,) * len(kernel)
+        if fits[word] and _net(*_cut(kernel, stride, dilation, word, given)) == net:
+            return {"padding": word, "output_padding": output_padding}
     _refuse(settings, "padding", "cuts off by the words 'valid' and 'same': crop the output yourself")
 
 
