@@ -1,7 +1,7 @@
 """The parts of a model: the layers that hold arrays, and every normalization layer."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm.errors import MigrationError
+from crossnorm.errors import MigrationError, Unsupported
 from crossnorm.spec import NormSpec
 
 from ._description import Description
@@ -185,6 +185,49 @@ def permuted_rows(order: Sequence[int], rows: Arrange = np.asarray) -> Arrange:
         return np.concatenate([blocks[i] for i in order])
 
     return arrange
+
+
+def walk(
+    access: Access,
+    model: Any,
+    own: Callable[[Any, str], Mapping[str, Any]],
+    take_apart: Callable[[Any], Iterable[Part]],
+    children: Callable[[Any], Iterable[tuple[str, Any]]],
+) -> list[Part]:
+    """The parts of a model, by four functions of one of its layers.
+
+    Args:
+        own: from a layer and its path to the variables that belong to itself, by their names.
+        take_apart: the parts of a layer, by names behind its path; none where it is of no known kind.
+        children: the layers inside a layer, by their names.
+    """
+    found: list[Part] = []
+    seen: set[int] = set()
+    taken: set[str] = set()
+
+    def visit(layer: Any, path: str, claimed: frozenset[int]) -> None:
+        """``claimed``: the variables that belong to parts of the layers around this one."""
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        variables = own(layer, path)
+        parts, reason = [], "some of its weights are reparametrized, others not"
+        if claimed.isdisjoint(map(id, variables.values())):
+            try:
+                parts, reason = list(take_apart(layer)), "it is of no kind that can be moved"
+            except (MigrationError, Unsupported) as error:
+                reason = str(error)
+        claimed |= {id(variable) for part in parts for held in part.variables.values() for variable in held}
+        if left := {key: variable for key, variable in variables.items() if id(variable) not in claimed}:
+            parts.append(access.unknown("", layer, reason, left))
+        for part in parts:
+            name = ".".join(filter(None, (path, part.name))) or type(layer).__name__
+            found.append(replace(part, name=unique(name, taken)))
+        for name, child in children(layer):
+            visit(child, f"{path}.{name}" if path else name, claimed)
+
+    visit(model, "", frozenset())
+    return found
 
 
 def unique(name: str, taken: set[str]) -> str:

@@ -72,10 +72,10 @@ def _integer(value: Any, least: int) -> bool:
 class Linear(_Checked):
     """A dense layer, a convolution, a transposed convolution or an embedding.
 
-    ``shape`` is that of the weight, arranged as the table of this module says. ``stride`` and ``dilation`` are ones unless given.
-    ``padding`` is how much a convolution adds before and after, for each spatial dimension. ``"valid"``, ``"causal"`` and, where
-    it does not depend on the input's size, ``"same"`` are accepted for it and become numbers: ``"same"`` stays with strides only.
-    Of a transposed convolution it is how much is cut off the full output, in numbers only, and ``output_padding`` is how much is
+    ``shape`` is that of the weight, arranged as the table of this module says. ``stride`` and ``dilation`` are ones unless
+    given. ``padding`` is how much a convolution adds before and after, for each spatial dimension. ``"valid"``, ``"causal"``
+    and ``"same"`` are accepted too and become numbers, but for ``"same"`` with strides, which depends on the size of the input.
+    Of a transposed convolution it is how much is cut off the full output, in numbers only, and ``output_padding`` how much is
     added behind that.
 
     >>> Linear(kind="convolution", shape=(8, 4, 3), padding="same").padding

@@ -1,5 +1,8 @@
-"""Keras layers, ours and the native ones: described, built, taken apart, traced."""
+"""Keras layers, ours and the native ones: described, built, taken apart, traced, converted."""
 
+from .convert import convert as convert
+from .convert import synchronized as synchronized
+from .inputs import signature as signature
 from .layers import build as build
 from .layers import describe as describe
 from .layers import variables as variables

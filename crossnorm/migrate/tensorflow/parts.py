@@ -1,6 +1,6 @@
 """A Keras model taken apart."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,13 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from crossnorm.errors import MigrationError, Unsupported
+from crossnorm.errors import MigrationError
 from crossnorm.spec import WeightSpec
 from crossnorm.tensorflow._arrangement import arrangement, owner
 from crossnorm.tensorflow._base import SpecLayer
 
 from .._description import Description
-from .._parts import Access, Arranged, Array, Arrays, Part, permuted_rows, unique
+from .._parts import Access, Arranged, Array, Arrays, Part, permuted_rows, unique, walk
 from .._settings import Attention, Linear, Recurrent, Slope
 from .layers import describe, variables, write
 from .linear import _activation, computes_as, settings_of
@@ -35,7 +35,7 @@ _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 def parts(model: Layer) -> list[Part]:
     """The layers that hold variables, and the normalization layers, in order of definition."""
-    return list(_walk(model, "", frozenset(), set(), set()))
+    return walk(access, model, _own, _taken_apart, lambda layer: ((child.name, child) for child in layer._layers))
 
 
 def read(variable: keras.Variable) -> Array:
@@ -51,36 +51,13 @@ def assign(variable: keras.Variable, array: Array) -> None:
 access = Access("tensorflow", read, assign, lambda variable: variable.trainable)
 
 
-def _walk(layer: Layer, path: str, claimed: frozenset[int], seen: set[int], taken: set[str]) -> Iterator[Part]:
-    """The parts of a layer and of those inside it. ``claimed``: the variables that belong to parts of the layers around it."""
-    if id(layer) in seen:
-        return
-    seen.add(id(layer))
-    own = _own(layer)
-    if claimed.isdisjoint(map(id, own.values())):
-        if not layer.built:
-            raise MigrationError(
-                f"parts: the layer {path or layer.name!r} ({type(layer).__name__}) is not built; call the model once on data, or "
-                "build(input_shape)"
-            )
-        try:
-            found, reason = list(_taken_apart(layer)), "it is of no kind that can be moved"
-        except (MigrationError, Unsupported) as error:
-            found, reason = [], str(error)
-        claimed |= {id(variable) for part in found for variables in part.variables.values() for variable in variables}
-    else:
-        found, reason = [], "only some of its weights are reparametrized"
-    if left := {key: variable for key, variable in own.items() if id(variable) not in claimed}:
-        found.append(access.unknown("", layer, reason, left))
-    for part in found:
-        name = ".".join(filter(None, (path, part.name))) or layer.name
-        yield replace(part, name=unique(name, taken))
-    for child in layer._layers:
-        yield from _walk(child, f"{path}.{child.name}" if path else child.name, claimed, seen, taken)
-
-
-def _own(layer: Layer) -> dict[str, keras.Variable]:
-    """The variables of a layer itself, and of what makes up a recurrent or an attention layer, that are weights: no counters."""
+def _own(layer: Layer, path: str) -> dict[str, keras.Variable]:
+    """The variables of a layer itself, and of what makes up a recurrent or attention layer, that are weights: no counters."""
+    if not layer.built:
+        raise MigrationError(
+            f"parts: the layer {path or layer.name!r} ({type(layer).__name__}) is not built; "
+            "call the model once on data, or build(input_shape)"
+        )
     holders = [layer]
     if isinstance(layer, keras.layers.LSTM | keras.layers.GRU):
         holders.append(layer.cell)
@@ -96,7 +73,6 @@ def _own(layer: Layer) -> dict[str, keras.Variable]:
 
 
 def _taken_apart(layer: Any) -> Iterator[Part]:
-    """The parts of one layer, by names behind its path; none where it is of no known kind."""
     channel = 1 if getattr(layer, "data_format", None) == "channels_first" else -1
     if any(computes_as(layer, native) for native in _SEPARABLE):
         for name in ("depthwise", "pointwise"):

@@ -1,7 +1,6 @@
 """A torch module taken apart."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from crossnorm.errors import MigrationError, Unsupported
+from crossnorm.errors import MigrationError
 from crossnorm.spec import WeightSpec
 from crossnorm.torch._weight import groups_of
 
-from .._parts import Access, Arranged, Array, Part, unique
+from .._parts import Access, Arranged, Array, Part, walk
 from .._settings import Attention, Recurrent, Slope
 from . import _activations, _reparametrizations
 from ._held import _array as to_array
@@ -29,8 +28,7 @@ _LAST = ("layer_norm", "rms_norm")
 
 def parts(model: nn.Module) -> list[Part]:
     """The modules that hold parameters or buffers, and the normalization modules, in the order of ``named_modules``."""
-    taken: set[str] = set()
-    return list(_walk(model, "", frozenset(), set(), taken))
+    return walk(access, model, _own, _taken_apart, _children)
 
 
 def assign(tensor: Tensor, array: Array) -> None:
@@ -42,26 +40,8 @@ def assign(tensor: Tensor, array: Array) -> None:
 access = Access("torch", lambda tensor: to_array(tensor.detach()), assign, lambda tensor: tensor.requires_grad)
 
 
-def _walk(module: nn.Module, path: str, claimed: frozenset[int], seen: set[int], taken: set[str]) -> Iterator[Part]:
-    """The parts of a module and of those inside it. ``claimed``: the tensors that belong to parts of the modules around it."""
-    if id(module) in seen:
-        return
-    seen.add(id(module))
-    own = _own(module, path)
-    if not own or not claimed.issuperset(map(id, own.values())):
-        try:
-            found, reason = list(_taken_apart(module, own)), "it is of no kind that can be moved"
-        except (MigrationError, Unsupported) as error:
-            found, reason = [], str(error)
-        claimed |= {id(tensor) for part in found for tensors in part.variables.values() for tensor in tensors}
-        if left := {key: tensor for key, tensor in own.items() if id(tensor) not in claimed}:
-            found.append(access.unknown("", module, reason, left))
-        for part in found:
-            name = ".".join(filter(None, (path, part.name))) or type(module).__name__
-            yield replace(part, name=unique(name, taken))
-    for key, child in module._modules.items():
-        if child is not None:
-            yield from _walk(child, f"{path}.{key}" if path else key, claimed, seen, taken)
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, child) for name, child in module._modules.items() if child is not None)
 
 
 def _own(module: nn.Module, path: str) -> dict[str, Tensor]:
@@ -78,15 +58,15 @@ def _own(module: nn.Module, path: str) -> dict[str, Tensor]:
             raise MigrationError(f"{who} has its {key!r} on the meta device, without values; load them, or use to_empty")
         if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided or tensor.is_quantized:
             raise MigrationError(
-                f"{who} has in {key!r} a {type(tensor).__name__} of layout {tensor.layout}, and not a plain dense tensor; make it one"
+                f"{who} has in {key!r} a {type(tensor).__name__} that is sparse, quantized or of its own class; make it dense"
             )
         if tensor.dim() or tensor.is_floating_point():
             own[key] = tensor
     return own
 
 
-def _taken_apart(module: nn.Module, own: Mapping[str, Tensor]) -> Iterator[Part]:
-    """The parts of one module, by names behind its path; none where it is of no known kind."""
+def _taken_apart(module: Any) -> Iterator[Part]:
+    own = {key: tensor for key, tensor in module._parameters.items() if tensor is not None}
     settings = settings_of(module)
     if settings is not None and "weight" in own:
         held = {key: Arranged(own[key]) for key in ("weight", "bias") if key in own}
