@@ -33,7 +33,9 @@ def rebuilt(part: Part, settings: Any, arrays: Arrays, dtype: str | None = None)
     elif isinstance(settings, Linear):
         if settings.activation != "linear":
             if settings.activation not in _ACTIVATIONS:
-                raise Unsupported(f"crossnorm.migrate: no torch module computes activation={settings.activation!r}; name another")
+                raise Unsupported(
+                    f"crossnorm.migrate: no torch module computes activation={settings.activation!r}; name another"
+                )
             activation = _ACTIVATIONS[settings.activation]()
         layer = module_of(replace(settings, activation="linear"))
     elif isinstance(settings, Attention):
