@@ -1,4 +1,4 @@
-"""Torch's dense, convolutional and embedding modules, in the words of `Linear`, and back. Torch stores them as `Linear` says."""
+"""Torch's dense, convolutional and embedding modules in the words of `Linear`, whose arrangement is torch's own, and back."""
 
 from typing import Any
 
@@ -41,19 +41,25 @@ def settings_of(module: nn.Module) -> Linear | None:
         return Linear(kind="embedding", shape=(held.num_embeddings, held.embedding_dim))
     for kind, classes in _CONVOLUTIONS.items():
         if any(computes_as(module, native) for native in classes):
-            outer, inner = (held.in_channels, held.out_channels) if held.transposed else (held.out_channels, held.in_channels)
-            return Linear(
-                kind=kind,  # type: ignore[arg-type]
-                shape=(outer, inner // held.groups, *held.kernel_size),
-                bias=held.bias is not None,
-                groups=held.groups,
-                stride=tuple(held.stride),
-                padding=held.padding if isinstance(held.padding, str) else tuple((size, size) for size in held.padding),
-                output_padding=tuple(held.output_padding) if held.transposed else None,
-                dilation=tuple(held.dilation),
-                padding_mode=held.padding_mode,
-            )
+            return convolution_settings(module, kind)
     return None
+
+
+def convolution_settings(module: Any, kind: Any) -> Linear:
+    """Those of a module with the attributes of torch's convolutions."""
+    outer, inner = (module.in_channels, module.out_channels) if module.transposed else (module.out_channels, module.in_channels)
+    padding: Any = module.padding if isinstance(module.padding, str) else tuple((size, size) for size in module.padding)
+    return Linear(
+        kind=kind,
+        shape=(outer, inner // module.groups, *module.kernel_size),
+        bias=module.bias is not None,
+        groups=module.groups,
+        stride=tuple(module.stride),
+        padding="same" if getattr(module, "same_pad", False) else padding,  # timm's word for Keras' "same"
+        output_padding=tuple(module.output_padding) if module.transposed else None,
+        dilation=tuple(module.dilation),
+        padding_mode=module.padding_mode,
+    )
 
 
 def module_of(settings: Linear) -> nn.Module:
@@ -103,6 +109,5 @@ def _padding(settings: Linear, transposed: bool) -> Any:
 
 
 def _refuse(settings: Linear, field: str, reason: str) -> Any:
-    raise Unsupported(
-        f"crossnorm.migrate: a {settings.kind.replace('_', ' ')} with {field}={getattr(settings, field)!r}, where torch {reason}"
-    )
+    kind, value = settings.kind.replace("_", " "), getattr(settings, field)
+    raise Unsupported(f"crossnorm.migrate: a {kind} with {field}={value!r}, where torch {reason}")
