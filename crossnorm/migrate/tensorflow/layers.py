@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crossnorm.tensorflow
-from crossnorm.errors import MigrationError, SpecError, Unsupported
-from crossnorm.spec import NormSpec, WeightSpec, spec_class
+from crossnorm.errors import MigrationError, Unsupported
+from crossnorm.spec import NormSpec, WeightSpec
 from crossnorm.tensorflow._arrangement import Arrangement, arrangement, owner
 from crossnorm.tensorflow._base import _ATTRIBUTES, SpecLayer
 from crossnorm.tensorflow._weight import _KERNELS, WeightWrapper, _variable
 
 from .._description import Description, Layout
-from .._natives import arguments_of, fields_of, refuse
+from .._natives import arguments_of, fields_of, obeyed, refuse, spec_of
 from .linear import check_built, computes_as, layer_of, settings_of
 
 _NATIVES: dict[str, type[keras.layers.Layer]] = {
@@ -176,30 +176,23 @@ def _class_of(layer: Any) -> type[keras.layers.Layer]:
 
 
 def _spec(layer: Any, cls: type[keras.layers.Layer], axes: Sequence[int]) -> NormSpec:
-    try:
-        if issubclass(cls, SpecLayer):
-            return layer.spec
-        method = "batch_renorm" if getattr(layer, "renorm", False) else spec_method(cls)
-        values = fields_of(layer, method, "keras")
-        shape = layer.get_build_config()["input_shape"]
-        rank = len(shape)
-        if method in ("layer_norm", "rms_norm"):
-            values["shape"] = tuple(shape[axis] for axis in sorted(axis % rank for axis in axes))
-            if values["eps"] is None:
-                values["eps"] = keras.config.epsilon()
-        else:
-            values["channels"] = shape[layer.axis]
-        if method == "layer_norm":
-            # Its call asks for the weights, and not for the flags.
-            values["scale"], values["offset"] = layer.gamma is not None, layer.beta is not None and not layer.rms_scaling
-            values["subtract_mean"] = not layer.rms_scaling
-        if method == "rms_norm" and sorted(axis % rank for axis in axes) != list(range(rank - len(axes), rank)):
-            _refuse(
-                layer, f"multiplies its scale along the last axes, and not along axis={layer.axis}", "use crossnorm's layer"
-            )
-        return spec_class(method)(**values)
-    except SpecError as error:
-        raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} obeys no specification: {error}") from None
+    who = f"the layer {layer.name!r}"
+    if issubclass(cls, SpecLayer):
+        return obeyed(who, lambda: layer.spec)
+    method = "batch_renorm" if getattr(layer, "renorm", False) else _method_of(cls)
+    values = fields_of(layer, method, "keras")
+    shape = layer.get_build_config()["input_shape"]
+    if method in ("layer_norm", "rms_norm"):
+        values["shape"] = tuple(shape[axis] for axis in sorted(axis % len(shape) for axis in axes))
+        if values["eps"] is None:
+            values["eps"] = keras.config.epsilon()
+    else:
+        values["channels"] = shape[layer.axis]
+    if method == "layer_norm":
+        # Its call asks for the weights, and not for the flags.
+        values["scale"], values["offset"] = layer.gamma is not None, layer.beta is not None and not layer.rms_scaling
+        values["subtract_mean"] = not layer.rms_scaling
+    return spec_of(who, method, values)
 
 
 def _last_axes(layer: Any, axes: Sequence[int]) -> tuple[int, ...]:
@@ -211,7 +204,7 @@ def _last_axes(layer: Any, axes: Sequence[int]) -> tuple[int, ...]:
     return counted
 
 
-def spec_method(cls: type[keras.layers.Layer]) -> str:
+def _method_of(cls: type[keras.layers.Layer]) -> str:
     return next(method for method, native in _NATIVES.items() if native is cls)
 
 
@@ -246,10 +239,7 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
     variable = _variable(holder, kernel)
     if isinstance(wrapper, WeightWrapper):
         arranged = wrapper._arrangement(kernel)
-        try:
-            spec = wrapper._spec(arranged.shape)
-        except SpecError as error:
-            raise MigrationError(f"crossnorm.migrate: the layer {wrapper.name!r} obeys no specification: {error}") from None
+        spec = obeyed(f"the layer {wrapper.name!r}", lambda: wrapper._spec(arranged.shape))
         held = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
         held |= {array.name: wrapper._held(kernel, "gain") for array in spec.parameters}
     else:
@@ -260,7 +250,8 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
         arranged = _arranged(holder, kernel, values)
         if arranged.row_axes != (len(arranged.stored) - 1,):
             _refuse(wrapper, f"has rows of {kernel!r} that are not its last axis", "use crossnorm's SpectralNormalization")
-        spec, held = spec_class("spectral_norm")(shape=arranged.shape, **values), {"u": wrapper.vector_u}
+        spec = spec_of(f"the layer {wrapper.name!r}", "spectral_norm", values | {"shape": arranged.shape})
+        held = {"u": wrapper.vector_u}
     shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
     missing = [array for array in shapes if held[array] is None]
     if missing:
