@@ -141,4 +141,6 @@ def _factor(made: Array, taken: Array, scaled: bool) -> float | None:
 def same(one: Glue, other: Glue) -> bool:
     """Whether two models do the same there; in which order an image is flattened is a matter of the weights behind it."""
     shapes = [_FLATTENED if glue.shape.startswith(_FLATTENED) else glue.shape for glue in (one, other)]
-    return one.activation == other.activation and shapes[0] == shapes[1] and math.isclose(one.factor, other.factor, rel_tol=1e-4)
+    return (
+        one.activation == other.activation and shapes[0] == shapes[1] and math.isclose(one.factor, other.factor, rel_tol=1e-4)
+    )

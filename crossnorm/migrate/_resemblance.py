@@ -28,10 +28,7 @@ def swapped(one: dict[str, Array], other: dict[str, Array]) -> list[tuple[str, s
     return [
         (x, y)
         for x, y in combinations(one, 2)
-        if {x, y} <= other.keys()
-        and _equal(one[x], other[y])
-        and _equal(one[y], other[x])
-        and not _equal(one[x], other[x])
+        if {x, y} <= other.keys() and _equal(one[x], other[y]) and _equal(one[y], other[x]) and not _equal(one[x], other[x])
     ]
 
 
