@@ -66,8 +66,8 @@ def _by_name(one: Sequence[Call], other: Sequence[Call], given: Mapping[str, str
         place = other.index(partner)
         if place <= last:
             raise MigrationError(
-                f"diff: the pair {call.part.name!r}, {partner.part.name!r} contradicts the order of execution of the pairs before "
-                "it; name others"
+                f"diff: the pair {call.part.name!r}, {partner.part.name!r} contradicts the order of execution of the pairs "
+                "before it; name others"
             )
         found.append((call, partner))
         last = place

@@ -7,6 +7,7 @@ many terms that may cancel (before a batch normalization a bias has none), so th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ Key = tuple[str, str | int]
 WHOLE: Key = ("", 0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
     """One call of one layer.
 
@@ -174,6 +175,16 @@ def with_gradients(call: Call, gradients: Mapping[int, Array], output: Any, inpu
     found = {name: canonical(gradients[id(tensor)], call.part) for name, tensor in inputs.items() if id(tensor) in gradients}
     gradient = gradients.get(id(output))
     return replace(call, gradient=None if gradient is None else canonical(gradient, call.part), input_gradients=found)
+
+
+@contextmanager
+def broken_off(calls: Sequence[Call]) -> Iterator[None]:
+    """An exception in the middle of a run keeps the calls before it, as ``calls``."""
+    try:
+        yield
+    except Exception as error:
+        error.calls = list(calls)  # type: ignore[attr-defined]
+        raise
 
 
 def measure(run: Callable[[np.random.Generator | None], Recording], own: Recording) -> Units:

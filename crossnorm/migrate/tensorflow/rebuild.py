@@ -43,7 +43,18 @@ def activated(part: Part, activation: str) -> Part:
     """A part whose layer, still the same, is followed by an activation."""
     if activation == "linear":
         return part
-    return replace(part, layer=keras.Sequential([part.layer, keras.layers.Activation(activation)]))
+    return replace(part, layer=_Activated(part.layer, activation))
+
+
+class _Activated(keras.layers.Layer):
+    # No keras.Sequential, which would leave its marks on the layer.
+    def __init__(self, layer: keras.layers.Layer, activation: str) -> None:
+        super().__init__(dtype=layer.dtype_policy)
+        self.layer, self.activation = layer, keras.activations.get(activation)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        return self.activation(self.layer(inputs))
 
 
 def _arguments(settings: Any) -> dict[str, Any]:

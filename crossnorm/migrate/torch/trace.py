@@ -20,6 +20,7 @@ from .._trace import (
     Replay,
     Units,
     arranged,
+    broken_off,
     canonical,
     main_inputs,
     measure,
@@ -56,7 +57,7 @@ def record(
     learned = [v for part in parts for v in _learned(part)] if cotangent is not None else []
     with _undisturbed(model, training, restore), torch.set_grad_enabled(cotangent is not None):
         given = _tensors(model, inputs, cotangent is not None)
-        with _hooks(parts, calls, taps):
+        with _hooks(parts, calls, taps), broken_off(calls):
             output = _first(model(*given))
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(output, cotangent, [*tapped, *given, *learned])
