@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from crossnorm.rounding import VERDICT
 
 from ._causes import Cause, off
-from ._glue import Glue, glue, same
+from ._glue import Glue, contrast, glue, same
 from ._pairing import Pair
 from ._trace import Call, native
 
@@ -36,7 +36,8 @@ def between(before: Sequence[Pair], taken: tuple[Array, Array], names: tuple[str
             continue
         if same(one, other):
             return None
-        words = f"{one} behind {pair.one[0].part.name} in {names[0]}, {other} in {names[1]}"
+        mine, theirs = contrast(one, other)
+        words = f"{mine} in {names[0]} and {theirs} in {names[1]}, behind {pair.one[0].part.name},"
         output = pair.one[0].output
         return words, _made(other, pair.one[0], output), _made(one, pair.one[0], output)
     return None

@@ -35,8 +35,8 @@ class Cause:
         share = "all" if self.share == 1 else f"{min(self.share, 0.99):.0%}"
         what = f"the {self.difference:.2g} difference" if np.isfinite(self.difference) else "the difference"
         # "eps 0.001 against 1e-05" is a subject, "the kernel is flipped" a sentence.
-        which = "" if " against " in self.words else ", which"
-        return f"{self.words}{which} explains {share} of {what}"
+        which = " " if " against " in self.words or self.words.endswith(",") else ", which "
+        return f"{self.words}{which}explains {share} of {what}"
 
 
 @dataclass(frozen=True, kw_only=True)

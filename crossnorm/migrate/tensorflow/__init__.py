@@ -13,3 +13,5 @@ from .rebuild import rebuilt as rebuilt
 from .trace import record as record
 from .trace import replay as replay
 from .trace import units as units
+from .weights import load_model as load_model
+from .weights import load_weights as load_weights
