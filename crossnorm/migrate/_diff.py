@@ -19,7 +19,7 @@ from ._inputs import turned as turned_inputs
 from ._pairing import Pair, paired
 from ._parts import Part
 from ._suspects import Suspect, suspects
-from ._trace import WHOLE, Call, Recording, Units
+from ._trace import Call, Recording, Units
 
 Array = NDArray[Any]
 
@@ -387,7 +387,7 @@ class _Comparison:
         """The output of the models, as a row of its own."""
         one, other = stage.one.output, stage.other.output
         layouts = [x for x in _layouts(one) if x.shape == other.shape]
-        unit = np.max(stage.units.outputs[WHOLE])
+        unit = np.max(stage.units.output)
         units = min((off(x, other, unit) for x in layouts), default=np.inf)
         row = Row(a="output", b="output", kind="", units=units)
         if units <= VERDICT:
