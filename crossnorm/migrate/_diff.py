@@ -369,19 +369,17 @@ class _Comparison:
         rest = {name: value for name, value in far.items() if name not in states}
         row = replace(row, training=worst(rest, trial.target), statistics=worst(states, trial.target))
         causes = list(row.causes)
-        unlearned = _frozen(a.part, b.part)
-        for name in unlearned:
-            side = self.other if name in a.part.trainable else self.one
-            causes.append(Cause(f"{name.replace('_', ' ')} is not trained in {side.name}", 1, np.inf))
         if worst(far, trial.target) > VERDICT:
             known = next((cause.suspect for cause in row.causes if cause.suspect), None)
             known = None if known is None else replace(known, training=None)
             found = trial.causes(self._suspects(a, b), known)
-            causes += [
-                replace(cause, words=f"in training, {cause.words}") if row.verdict == "agrees" else cause for cause in found
-            ]
-            return replace(row, verdict="parts", causes=causes)
-        return replace(row, verdict="parts" if unlearned and row.verdict == "agrees" else row.verdict, causes=causes)
+            causes += [replace(cause, words=f"in training, {cause.words}") for cause in found]
+            row = replace(row, verdict="parts")
+        for name in _frozen(a.part, b.part):
+            side = self.other if name in a.part.trainable else self.one
+            causes.append(Cause(f"{name.replace('_', ' ')} is not trained in {side.name}", 1, np.inf))
+            row = replace(row, verdict="parts")
+        return replace(row, causes=causes)
 
     def _output(self, stage: _Stage, pairs: Sequence[Pair], rows: Sequence[Row]) -> Row:
         """The output of the models, as a row of its own."""
@@ -407,7 +405,7 @@ def _line(error: Exception) -> str:
 
 def _frozen(one: Part, other: Part) -> list[str]:
     """The arrays that only one of two models trains."""
-    return sorted(name for name in one.trainable ^ other.trainable if name in one.arrays and name in other.arrays)
+    return sorted(name for name in one.trainable ^ other.trainable if one.variables.get(name) and other.variables.get(name))
 
 
 def _layouts(values: Array) -> list[Array]:

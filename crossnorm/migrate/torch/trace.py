@@ -104,7 +104,12 @@ def replay(
     with _undisturbed(layer, training, True), torch.set_grad_enabled(cotangent is not None):
         own = main_inputs(call.part, parameters, call.args, call.kwargs)
         if inputs is not None:
-            own = {name: torch.as_tensor(native(inputs[name], part)).to(like.device, like.dtype) for name, like in own.items()}
+            # Another layer may compute in another dtype.
+            dtypes = [] if layer is call.part.layer else [tensor.dtype for tensor in _floats(layer)]
+            own = {
+                name: torch.as_tensor(native(inputs[name], part)).to(like.device, dtypes[0] if dtypes else like.dtype)
+                for name, like in own.items()
+            }
         own = {name: _leaf(tensor, cotangent is not None) for name, tensor in own.items()}
         args, kwargs = with_inputs(call.part, parameters, call.args, call.kwargs, own)
         output = _first(layer(*args, **kwargs))
