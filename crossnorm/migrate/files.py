@@ -129,14 +129,10 @@ def _documents(document: Any) -> dict[str, dict[str, Any]]:
 
 
 def _json(text: Any) -> Any:
-    """A JSON value without NaN and infinity, and with no key twice."""
+    """A JSON value in which no key is there twice."""
     if not isinstance(text, str):
         raise ValueError(f"{type(text).__name__} in place of a JSON document")
-
-    def constant(name: str) -> Any:
-        raise ValueError(f"{name} in a JSON document")
-
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=constant)
+    return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
