@@ -405,6 +405,11 @@ def doubly(module, *rules):
     return module
 
 
+def lost(module, **attributes):
+    changed(module.parametrizations.weight[0], **attributes)
+    return module
+
+
 UNTOLD = {
     "no_norm": (lambda: nn.Linear(3, 2), "no normalization layer"),
     "unknown_norm": (lambda: nn.LocalResponseNorm(3), "no normalization layer"),
@@ -441,6 +446,9 @@ UNTOLD = {
     "outputs_in_groups": (lambda: parametrizations.spectral_norm(nn.ConvTranspose1d(4, 6, 3, groups=2)), "dim=1"),
     "kernel_axis": (lambda: old_weight_norm(nn.Conv2d(3, 4, 3), dim=2), "dim=2"),
     "vector": (lambda: parametrizations.spectral_norm(nn.Linear(3, 2), "bias"), "one dimension"),
+    "lost_vector": (lambda: lost(ours.spectral_norm(nn.Linear(3, 2)), _v=None), "wants"),
+    "lost_length": (lambda: lost(ours.weight_norm(nn.Linear(3, 2)), scale=False), "wants"),
+    "other_eps": (lambda: lost(ours.weight_norm(nn.Linear(3, 2)), eps=-1.0), "no specification allows"),
     "no_layer": (lambda: nn.Sequential(nn.LayerNorm(3)), "no normalization layer"),
 }  # fmt: skip
 
