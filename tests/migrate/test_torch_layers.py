@@ -30,6 +30,7 @@ from crossnorm import (
 )
 from crossnorm.errors import CrossnormError, MigrationError, SpecError, Unsupported
 from crossnorm.migrate import Layout, Linear, build, describe
+from crossnorm.migrate.files import load, save
 from crossnorm.migrate.torch import variables, write
 from crossnorm.migrate.torch.linear import module_of, settings_of
 from crossnorm.spec import SPECS, WeightSpec
@@ -201,6 +202,14 @@ def test_other_dtypes_are_built_again_bit_for_bit(row, dtype):
     assert description.layout.dtype == (name if floating else "float32")
     for choice in {native, False}:
         assert_same(describe(build(*description, framework="torch", native=choice)), description)
+
+
+def test_a_file_in_between_changes_nothing(row, tmp_path):
+    layer, _, native = row
+    save(tmp_path / "file", {"layer": describe(layer)})
+    description = load(tmp_path / "file")["layer"]
+    assert_same(description, describe(layer))
+    assert_same(describe(build(*description, framework="torch", native=native)), description)
 
 
 def test_half_parameters_beside_float32_statistics_survive():
