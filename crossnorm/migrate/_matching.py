@@ -97,7 +97,7 @@ def _match_rest(source: list[Part], target: list[Part]) -> dict[str, Part]:
     contradictions = [
         f"source {name}: by its name it is target {part.name}, by the order target {order[name].name}"
         for name, part in names.items()
-        if order[name] is not part
+        if order[name] is not part and not _automatic(part)
     ]
     if contradictions:
         raise refusal(contradictions)
@@ -112,6 +112,12 @@ def _same_names(source: list[Part], target: list[Part]) -> dict[str, Part]:
     counts = Counter(_key(part.name) for part in source)
     found = {part.name: keys[_key(part.name)] for part in source if counts[_key(part.name)] == 1}
     return {name: parts[0] for name, parts in found.items() if len(parts) == 1}
+
+
+def _automatic(part: Part) -> bool:
+    """Whether a name is nobody's choice: Keras counts the layers of a class, over all models."""
+    counted = re.sub(r"(_\d+)?$", "", part.name.rpartition(".")[2])
+    return part.framework == "tensorflow" and counted.replace("_", "") == type(part.layer).__name__.lower()
 
 
 def _same_order(source: list[Part], target: list[Part]) -> dict[str, Part] | None:

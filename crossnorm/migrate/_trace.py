@@ -21,8 +21,6 @@ from ._parts import Part
 Array = NDArray[Any]
 Key = tuple[str, str | int]
 
-_OUTPUT = ("", 0)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
@@ -64,6 +62,7 @@ class Recording:
     Attributes:
         calls: of all parts.
         output: the model's first output, as the model arranges it.
+        outputs: all of them, whatever holds them; those of a dictionary in the order of its keys.
         input_gradients: of the inputs, where there is one.
         gradients: of arrays, by the names of part and array, arranged as the part arranges them.
         states: the arrays that training updates, as the run left them, by the same names.
@@ -71,6 +70,7 @@ class Recording:
 
     calls: Sequence[Call]
     output: Array
+    outputs: Sequence[Array] = ()
     input_gradients: Sequence[Array | None] = ()
     gradients: Mapping[Key, Array] = field(default_factory=dict)
     states: Mapping[Key, Array] = field(default_factory=dict)
@@ -94,7 +94,8 @@ class Units:
         outputs, output_gradients: by `Call.key`.
         input_gradients: by part, number of the call and name.
         gradients, states: by part and array.
-        output: of the model's output.
+        output: of the model's first output.
+        further: of all its outputs.
     """
 
     outputs: Mapping[Key, Array]
@@ -103,6 +104,7 @@ class Units:
     gradients: Mapping[Key, Array]
     states: Mapping[Key, Array]
     output: Array
+    further: Sequence[Array] = ()
 
 
 def canonical(values: Array, part: Part) -> Array:
@@ -196,7 +198,8 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
         own: the model's own run, which says in which dtype each output is stored.
     """
     stored = {call.key: call.dtype for call in own.calls}
-    stored[_OUTPUT] = own.calls[-1].dtype if own.calls else "float32"
+    for number in range(len(own.outputs)):
+        stored["", number] = own.calls[-1].dtype if own.calls else "float32"
     exact = dict(_quantities(run(None)))
     moves = {key: np.zeros_like(values) for key, values in exact.items()}
     moves |= {key: np.abs(values - exact[key]) for key, values in _quantities(own) if key[0].endswith("gradients")}
@@ -205,19 +208,20 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
         for _ in range(DRAWS):
             for key, values in _quantities(run(random)):
                 moves[key] = np.fmax(moves[key], np.abs(values - exact[key]))
-        found: dict[str, dict[Any, Array]] = {field.name: {} for field in fields(Units)}
+        found: dict[str, dict[Any, Array]] = {field.name: {} for field in fields(Units) if field.name != "further"}
         for (kind, key), values in exact.items():
             # The gradient of a kernel has the channel first, everything else last; that of a vector is one group.
             axes = tuple(range(values.ndim > 1, values.ndim) if kind == "gradients" else range(values.ndim - 1))
             dtype = stored.get(key[:2], "float32")
             move, magnitude = (np.max(each, axis=axes, keepdims=True, initial=0) for each in (moves[kind, key], np.abs(values)))
             found[kind][key] = move + unit_roundoff(dtype) * magnitude + smallest_normal(dtype)
-    output = found.pop("output")[_OUTPUT]
-    return Units(output=output, **found)
+    outputs = found.pop("output")
+    return Units(output=outputs["", 0], further=[*outputs.values()], **found)
 
 
 def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Any], Array]]:
-    yield ("output", _OUTPUT), recording.output
+    # Indices and flags cannot be subtracted as they are.
+    yield from ((("output", ("", n)), values * np.float32(1)) for n, values in enumerate(recording.outputs))
     for call in recording.calls:
         yield ("outputs", call.key), call.output
         if call.gradient is not None:

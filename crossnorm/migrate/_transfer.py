@@ -13,6 +13,7 @@ from rich.table import Table
 
 from crossnorm.errors import CrossnormError, MigrationError
 from crossnorm.rounding import VERDICT
+from crossnorm.spec import WeightSpec
 
 from ._frameworks import framework_of, room
 from ._inputs import as_tuple, sample, turned
@@ -56,7 +57,7 @@ class Transfer:
     @property
     def worst(self) -> float:
         """The largest error of all layers, in rounding units."""
-        return max((row.units for row in self.rows), default=0.0)
+        return max((row.units for row in self.rows if row.units == row.units), default=0.0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table("source", "target", "kind", "units")
@@ -118,9 +119,11 @@ def transfer(
     """
     if source is target:
         raise MigrationError("transfer: source and target are the same model; give two")
+    if not isinstance(mapping, Mapping | None):
+        raise MigrationError(f"transfer: mapping={mapping!r} is no dictionary; give {{source name: target name}}")
     one, other = _Model("source", source, inputs), _Model("target", target, target_inputs)
     agree_on_inputs(one, other)
-    pairs = match(one.executed(), other.executed(), mapping or {}, tuple(skip))
+    pairs = match(one.executed(), other.executed(), mapping or {}, (skip,) if isinstance(skip, str) else tuple(skip))
     if problems := [*_roundings(pairs), *_conflicts(pairs)]:
         raise refusal(problems)
     if progress is None:
@@ -130,12 +133,13 @@ def transfer(
         for a, b in track(pairs, "copying", console=bar):
             b.write(a.arrays)
         with bar.status("proving"):
-            rows = _proof(pairs, one, other)
+            rows, notes = _proof(pairs, one, other)
+            notes = [*notes, *_notes(pairs)]
     except BaseException:
         for _, part in pairs:
             part.write(part.arrays)
         raise
-    return Transfer(pairs, rows, _notes(pairs, rows))
+    return Transfer(pairs, rows, notes)
 
 
 # What stands in the way.
@@ -180,8 +184,17 @@ class _Model:
 
     def record(self) -> Recording:
         """One run in inference mode."""
+        recording: Recording = self._run(self.room.record)
+        return recording
+
+    def units(self) -> Units:
+        """The rounding units of such a run."""
+        units: Units = self._run(self.room.units)
+        return units
+
+    def _run(self, run: Callable[..., Any]) -> Any:
         try:
-            recording: Recording = self.room.record(self.model, self.parts, self.inputs)
+            return run(self.model, self.parts, self.inputs)
         except CrossnormError:
             raise
         except Exception as error:
@@ -190,14 +203,23 @@ class _Model:
                 f"transfer: the {self.side} cannot be run on inputs of shapes {shapes} ({_first_line(error)}); "
                 "give each model what it takes by inputs= and target_inputs="
             ) from error
-        return recording
 
     def executed(self) -> list[Part]:
         """The parts in the order of their first calls, then those that were not called."""
-        first = {id(part.layer): len(self.parts) for part in self.parts}
-        for number, call in reversed(list(enumerate(self.record().calls))):
+        recording = self.record()
+        first = {id(part.layer): len(recording.calls) for part in self.parts}
+        for number, call in reversed(list(enumerate(recording.calls))):
             first[id(call.part.layer)] = number
         return sorted(self.parts, key=lambda part: first[id(part.layer)])
+
+    def time_first(self) -> bool:
+        """Whether the batch lies second in the inputs, since a recurrent or attention layer has it there."""
+        if not self.inputs or all(part.batch_axis == 0 for part in self.parts):
+            return False
+        seconds = [call for call in self.record().calls if call.part.batch_axis == 1 and call.inputs]
+        batches = {next(iter(call.inputs.values())).shape[0] for call in seconds}
+        first, second = (*self.inputs[0].shape, 0, 0)[:2]
+        return batches == {second} and first != second
 
 
 def _first_line(error: Exception) -> str:
@@ -215,11 +237,16 @@ def agree_on_inputs(one: _Model, other: _Model) -> None:
         declared[0][0].inputs = sample(declared[0][1], declared[0][0].parts)
     for here, there in ((one, other), (other, one)):
         if there.inputs is None:
-            there.inputs = turned(here.inputs, here.parts, there.parts)
+            there.inputs = turned(here.inputs, here.executed(), there.parts)
+            if here.time_first() != there.time_first():
+                there.inputs = tuple(x.swapaxes(0, 1) if x.ndim > 1 else x for x in there.inputs)
 
 
-def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
-    """The error of every call; an array whose inputs come in another order, after an image was flattened, is put right."""
+def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[str]]:
+    """The error of every call, and what it does not prove.
+
+    An array whose inputs come in another order, after an image was flattened, is put right.
+    """
     source, target = one.record(), other.record()
     orders: dict[str, Array] = {}
     for _ in pairs:
@@ -227,11 +254,10 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
             break
         a, b, order = found
         orders[b.name] = order
-        names = ["weight"] if a.kind == "dense" else [name for name, array in a.arrays.items() if array.shape == order.shape]
-        b.write({name: a.arrays[name][..., order] for name in names})
+        b.write({name: a.arrays[name][..., order] for name in _by_feature(a, order)})
         target = other.record()
     measured = one if one.framework == "torch" else other
-    units = measured.room.units(measured.model, measured.parts, measured.inputs)
+    units = measured.units()
     partners = {a.name: b for a, b in pairs}
     calls = {call.key: call for call in target.calls}
     together = _together(pairs, 0), _together(pairs, 1)
@@ -248,8 +274,8 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
         rows.append(Row(call.part.name, part.name, part.kind, error))
         if error > VERDICT:
             raise MigrationError(_parting(call, copy, error, orders.get(part.name)))
-    rows.append(_output_row(source, target, rows, units))
-    return rows
+    rows += _output_rows(source, target, rows, units)
+    return rows, _unproved(pairs, source, target, rows)
 
 
 def _together(pairs: Pairs, position: int) -> dict[str, set[str]]:
@@ -266,14 +292,43 @@ def _reordered(
         if a.name not in here or b.name not in there or b.name in orders or a.kind == "embedding":
             continue
         x, y = (calls[name].inputs.get("input") for calls, name in ((here, a.name), (there, b.name)))
-        if x is None or y is None or x.ndim != 2 or x.shape != y.shape or _same(x, y):
+        if x is None or y is None or x.ndim != 2 or x.shape != y.shape:
+            continue
+        flattened = _flattened(source, here[a.name]) or _flattened(target, there[b.name])
+        if not flattened and _same(x, y):
             continue
         features = x.shape[1]
-        divisors = [size for size in range(2, features // 2 + 1) if features % size == 0]
+        divisors = [size for size in range(1, features) if features % size == 0]
         found = [np.arange(features).reshape(-1, size).T.ravel() for size in divisors]
-        if fitting := [order for order in found if _same(x[:, order], y)]:
+        fitting = [order for order in found if _same(x[:, order], y)]
+        names = _by_feature(a, order=np.arange(features))
+        if flattened and len({tuple(a.arrays[name][..., order].tobytes() for name in names) for order in fitting}) > 1:
+            raise MigrationError(
+                f"transfer: what reaches source {a.name} is the same in several orders, zeros or one number for all, so that "
+                "nobody can tell in which the models flatten an image; the copy was undone: give other inputs="
+            )
+        if fitting and not _same(x, y):
             return a, b, fitting[0]
     return None
+
+
+def _flattened(recording: Recording, call: Call) -> bool:
+    """Whether the input of a call, which has no positions, can be an image that was flattened."""
+    before = recording.calls[: [id(each) for each in recording.calls].index(id(call))]
+    handed_on = before and before[-1].output.ndim == 2 and before[-1].output.shape == call.inputs["input"].shape
+    return not handed_on and any(each.output.ndim > 2 for each in before)
+
+
+def _by_feature(part: Part, order: Array) -> list[str]:
+    """The arrays of a part whose last axis is that of the features that come in."""
+    if _mixes(part):
+        return [name for name in ("weight", "v") if name in part.arrays]
+    return [name for name, array in part.arrays.items() if array.shape == order.shape]
+
+
+def _mixes(part: Part) -> bool:
+    """Whether what comes out are other features than those that come in."""
+    return part.kind == "dense" or isinstance(part.settings, WeightSpec)
 
 
 def _same(x: Array, y: Array) -> bool:
@@ -283,12 +338,12 @@ def _same(x: Array, y: Array) -> bool:
 
 def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
     """The largest error of the copy's output, in units; NaN where one has an activation that cannot be put on the other."""
-    want, got = call.output, copy.output
+    want, got = _aligned(call, copy)
     if not np.all(np.isfinite(want)):
         raise MigrationError(
             f"transfer: source {call.part.name} gives NaN or infinity, so that nothing can be proved; give other inputs="
         )
-    if order is not None and call.part.kind != "dense":
+    if order is not None and not _mixes(call.part):
         want = want[..., order]
     if want.shape != got.shape:
         return np.inf
@@ -301,6 +356,24 @@ def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
         want, got = functions[1](want), functions[0](got)  # type: ignore[misc]
     with np.errstate(invalid="ignore"):
         return float(np.max(np.nan_to_num(np.abs(got - want) / unit, nan=np.inf), initial=0))
+
+
+def _aligned(call: Call, copy: Call) -> tuple[Array, Array]:
+    """Both outputs; of a sequence the last step, if one layer gives no more; with the batch first in both."""
+    want, got = call.output, copy.output
+    if call.part.kind in ("lstm", "gru") and {want.ndim, got.ndim} == {2, 3}:
+        return (want, got[:, -1]) if want.ndim == 2 else (want[:, -1], got)
+    if call.part.batch_axis == copy.part.batch_axis and want.ndim > 2:
+        return _steps_first(want, got), got
+    return want, got
+
+
+def _steps_first(want: Array, got: Array) -> Array:
+    """``want`` with steps and batch swapped, if that is how ``got`` has them."""
+    swapped = want.swapaxes(0, 1)
+    if swapped.shape != got.shape or (want.shape == got.shape and _same(want, got)):
+        return want
+    return swapped if want.shape != got.shape or _same(swapped, got) else want
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -333,32 +406,62 @@ def _parting(call: Call, copy: Call, error: float, order: Array | None) -> str:
     )
 
 
-def _output_row(source: Recording, target: Recording, rows: Sequence[Row], units: Units) -> Row:
-    """What the models give in the end, with the channel first or last: the last layer need not be the end."""
-    want, got = source.output, target.output
-    layouts = [want] if want.ndim < 3 else [want, np.moveaxis(want, 1, -1), np.moveaxis(want, -1, 1)]
-    errors = [np.max(np.abs(got - each) / np.max(units.output), initial=0) for each in layouts if each.shape == got.shape]
-    error = float(min(errors, default=np.inf))
-    if not error <= VERDICT:
-        raise MigrationError(
-            f"transfer: all layers agree, and the outputs of the models differ by {error:.3g} rounding units: by what follows "
-            f"the last layer, {rows[-1].source if rows else 'none'}; the copy was undone: make the models alike"
-        )
-    return Row("output", "output", "model", error)
+def _output_rows(source: Recording, target: Recording, rows: Sequence[Row], units: Units) -> list[Row]:
+    """What the models give in the end: the last layer need not be the end.
+
+    The channel may be first or last, and the steps of a sequence or the batch. Further outputs need not have the same shape.
+    """
+    found = []
+    for number, (want, got, unit) in enumerate(zip(source.outputs, target.outputs, units.further, strict=False)):
+        layouts = [want] if want.ndim < 3 else [want, np.moveaxis(want, 1, -1), np.moveaxis(want, -1, 1), want.swapaxes(0, 1)]
+        alike = [each for each in layouts if each.shape == got.shape]
+        if number and not alike:
+            continue
+        error = float(min((np.max(np.abs(got * 1.0 - each) / np.max(unit), initial=0) for each in alike), default=np.inf))
+        if not error <= VERDICT:
+            raise MigrationError(
+                f"transfer: all layers agree, and the outputs of the models differ by {error:.3g} rounding units"
+                f"{f' in output {number}' if number else ''}: by what follows the last layer, "
+                f"{rows[-1].source if rows else 'none'}; the copy was undone: make the models alike"
+            )
+        name = f"output {number}" if number else "output"
+        found.append(Row(name, name, "model", error))
+    return found
 
 
 # What is worth knowing afterwards.
 
 
-def _notes(pairs: Pairs, rows: Sequence[Row]) -> list[str]:
-    called = {row.source for row in rows}
-    notes = [f"{a.name} was copied, but not called: the proof says nothing of it" for a, _ in pairs if a.name not in called]
+def _unproved(pairs: Pairs, source: Recording, target: Recording, rows: Sequence[Row]) -> list[str]:
+    """What the proof leaves open."""
+    called = {id(call.part.layer) for call in source.calls}
+    notes = [
+        f"{a.name} was copied, but not called: the proof says nothing of it" for a, _ in pairs if id(a.layer) not in called
+    ]
+    names = {a.name for a, _ in pairs}
+    if zeros := dict.fromkeys(c.part.name for c in source.calls if c.part.name in names and not c.output.any()):
+        notes.append(
+            f"nothing but zeros comes out of {_some([*zeros])}: the proof does not see whether what stands around it is paired "
+            "rightly; look at the pairs, or give other inputs="
+        )
+    several = max(len(source.outputs), len(target.outputs))
+    compared = [row for row in rows if row.kind == "model"]
+    if len(compared) < several:
+        notes.append(
+            f"{len(compared)} of {several} outputs were compared: the others have other shapes, or are in one model only"
+        )
+    return notes
+
+
+def _notes(pairs: Pairs) -> list[str]:
+    notes = []
     training: dict[str, list[str]] = defaultdict(list)
     for a, b in pairs:
         for difference in training_differences(a, b):
             training[difference].append(a.name)
     notes += [f"training will differ in {what}: {_some(names)}" for what, names in training.items()]
-    frozen = [b.name for a, b in pairs if a.trainable != b.trainable]
+    # The second bias that is none in Keras is nothing to learn there.
+    frozen = [b.name for a, b in pairs if (a.trainable ^ b.trainable) - {"recurrent_bias"}]
     if frozen:
         notes.append(f"what is trainable differs: {_some(frozen)}")
     twice = [a.name for a, b in pairs if [p.variables.get("recurrent_bias") for p in (a, b)].count(()) == 1]

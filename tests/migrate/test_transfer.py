@@ -1,5 +1,6 @@
 """Whole models, in both directions: every kind of layer arrives, every layer is proved, and what cannot arrive is refused."""
 
+import random
 from itertools import pairwise
 
 import keras
@@ -467,3 +468,202 @@ def test_a_progress_bar_is_drawn_on_stderr(capsys):
     assert captured.out == ""
     transfer(dense(4, 4), dense(4, 4), inputs=X)
     assert capsys.readouterr().err == ""
+
+
+# What a proof must not overlook, and what it must not refuse.
+
+
+class Heads(nn.Module):
+    """Three outputs, of which the last two are computed in one order or the other."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        for name in names:
+            setattr(self, name, nn.Linear(4, 4))
+
+    def forward(self, x):
+        outputs = {name: getattr(self, name)(x) for name in self.names}
+        return tuple(outputs[name] for name in sorted(outputs))
+
+
+def test_all_outputs_are_compared():
+    """By the order of execution the two last heads are swapped, and every layer agrees with its pair."""
+    target = Heads(["t1", "t3", "t2"])
+    before = target.t2.weight.detach().clone()
+    with pytest.raises(MigrationError, match="in output 1"):
+        transfer(Heads(["s1", "s2", "s3"]), target, inputs=X)
+    assert torch.equal(target.t2.weight, before)
+    report = transfer(Heads(["s1", "s2", "s3"]), Heads(["t1", "t2", "t3"]), inputs=X)
+    assert [row.source for row in report.rows if row.kind == "model"] == ["output", "output 1", "output 2"]
+
+
+def test_outputs_that_only_one_model_has_are_noted():
+    report = transfer(nn.LSTM(4, 3, batch_first=True), functional((5, 4), layers.LSTM(3, return_sequences=True)))
+    assert any("1 of 3 outputs were compared" in note for note in report.notes)
+
+
+def flattening():
+    torch_model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3), nn.Flatten(), nn.Linear(36, 5))
+    keras_model = functional((5, 5, 3), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten(), layers.Dense(5))
+    return torch_model, keras_model
+
+
+def test_a_flattening_that_zeros_hide_is_refused():
+    source, target = flattening()
+    nn.init.zeros_(source[1].weight)
+    before = target.get_weights()
+    with pytest.raises(MigrationError, match="the same in several orders"):
+        transfer(source, target)
+    for one, other in zip(before, target.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Where the weights do not care either there is nothing to know.
+    nn.init.constant_(source[3].weight, 0.5)
+    assert transfer(source, target).worst <= VERDICT
+
+
+def test_zeros_that_hide_what_stands_around_them_are_noted():
+    source, target = dense(4, 4, 4), dense(4, 4, 4)
+    nn.init.zeros_(source[0].weight)
+    nn.init.zeros_(source[0].bias)
+    assert any("nothing but zeros comes out of 0:" in note for note in transfer(source, target, inputs=X).notes)
+
+
+def tagger(batch_first, entries=9):
+    return nn.Sequential(nn.Embedding(entries, 6), Last(nn.LSTM(6, 4, batch_first=batch_first)), nn.Linear(4, 3))
+
+
+def keras_tagger(entries=9, **options):
+    steps = layers.Embedding(entries, 6, **options), layers.LSTM(4, return_sequences=True), layers.Dense(3)
+    return functional((None,), *steps, dtype="int32")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_batch_may_lie_behind_the_steps(given):
+    words = RANDOM.integers(0, 9, (3, 5))
+    source, target = tagger(batch_first=False), keras_tagger()
+    inputs, target_inputs = (words.T, words) if given else (None, None)
+    assert transfer(source, target, inputs=inputs, target_inputs=target_inputs).worst <= VERDICT
+    np.testing.assert_allclose(source(torch.tensor(words.T)).detach().swapaxes(0, 1), target(words), rtol=1e-5, atol=1e-6)
+    assert transfer(keras_tagger(), source, inputs=words if given else None).worst <= VERDICT
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_last_step_of_a_sequence(batch_first):
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 4, batch_first=batch_first), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1] if batch_first else self.lstm(x.swapaxes(0, 1))[0][-1])
+
+    for source, target in (
+        (Classifier(), functional((7, 6), layers.LSTM(4), layers.Dense(2))),
+        (functional((7, 6), layers.LSTM(4), layers.Dense(2)), Classifier()),
+    ):
+        report = transfer(source, target)
+        assert report.worst <= VERDICT
+        assert not any("trainable" in note for note in report.notes)
+
+
+def test_a_mask_in_one_model_only_is_seen():
+    with pytest.raises(MigrationError, match="part by"):
+        transfer(tagger(batch_first=True, entries=5000), keras_tagger(5000, mask_zero=True))
+
+
+def test_both_directions_of_a_layer_are_called():
+    source, target = recurrent()
+    assert not any("not called" in note for note in transfer(source, target).notes)
+
+
+def test_names_that_keras_made_by_counting_are_no_names():
+    keras.backend.clear_session()
+    source = functional((4,), layers.Dense(4), layers.Dense(4))
+    keras.backend.clear_session()
+    layers.Dense(1)
+    target = functional((4,), layers.Dense(4), layers.Dense(4))
+    assert source.layers[2].name == target.layers[1].name
+    assert transfer(source, target).worst <= VERDICT
+
+
+def test_the_first_layer_that_runs_says_where_the_channels_lie():
+    class HeadFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Linear(4, 2), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x).mean((2, 3)))
+
+    def keras_model():
+        return functional((6, 6, 3), layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(), layers.Dense(2))
+
+    assert transfer(HeadFirst(), keras_model()).worst <= VERDICT
+    assert transfer(keras_model(), HeadFirst()).worst <= VERDICT
+
+
+def test_an_activation_that_cannot_be_undone_leaves_the_worst_error_a_number():
+    source, target = nn.Sequential(nn.Linear(4, 3), nn.GELU()), functional((4,), layers.Dense(3, activation="gelu"))
+    report = transfer(source, target)
+    assert np.isnan(report.rows[0].units)
+    assert 0 <= report.worst <= VERDICT
+
+
+def test_inputs_of_any_make():
+    assert transfer(dense(4, 4).bfloat16(), dense(4, 4).bfloat16(), inputs=X.bfloat16()).worst <= VERDICT
+    assert transfer(dense(4, 4), dense(4, 4), inputs=X.to_sparse()).worst <= VERDICT
+    for bad in (X[:0], keras.Input((4,)), {"x": X}):
+        with pytest.raises(MigrationError, match="inputs: "):
+            transfer(dense(4, 4), dense(4, 4), inputs=bad)
+
+
+def test_arguments_of_the_wrong_kind():
+    with pytest.raises(MigrationError, match="is no dictionary"):
+        transfer(dense(4, 4), dense(4, 4), [("0", "0")], inputs=X)
+    with pytest.raises(MigrationError, match="skip names 'head'"):
+        transfer(dense(4, 4), dense(4, 4), skip="head", inputs=X)
+
+
+def test_an_embedding_that_shrinks_its_weight_when_it_is_called_stays_as_it_was():
+    source = nn.Sequential(nn.Embedding(7, 4, max_norm=0.1))
+    before = source[0].weight.detach().clone()
+    with pytest.raises(MigrationError, match="is of no known kind"):
+        transfer(source, nn.Sequential(nn.Embedding(7, 4)), inputs=IDS)
+    assert torch.equal(source[0].weight, before)
+
+
+def test_a_graph_that_waits_for_its_backward_pass_is_left_alone():
+    source = nn.Sequential(nn.BatchNorm1d(4)).eval()
+    loss = source(X.clone().requires_grad_()).sum()
+    transfer(source, nn.Sequential(nn.BatchNorm1d(4)), inputs=X)
+    loss.backward()
+
+
+def test_the_seeds_of_later_layers_are_those_they_would_have_been():
+    source, target = (functional((4,), layers.Dropout(0.5), layers.Dense(3)) for _ in range(2))
+    before = random.getstate()
+    transfer(source, target)
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_the_middle_of_the_proof_undoes_the_copy(error):
+    class Failing(nn.Module):
+        """Runs a few times only."""
+
+        def __init__(self):
+            super().__init__()
+            self.dense, self.runs = nn.Linear(4, 4), [0]
+
+        def forward(self, x):
+            self.runs[0] += 1
+            if self.runs[0] > 2:
+                raise error("broken")
+            return self.dense(x)
+
+    target = dense(4, 4)
+    before = target[0].weight.detach().clone()
+    with pytest.raises(MigrationError if error is RuntimeError else error, match="broken"):
+        transfer(Failing(), target, inputs=X)
+    assert torch.equal(target[0].weight, before)

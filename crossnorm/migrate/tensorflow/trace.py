@@ -1,6 +1,7 @@
 """One run of a Keras model, layer by layer, and one layer alone."""
 
 import inspect
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -61,7 +62,12 @@ def record(
         given = [_tensor(x, dtype) for x, dtype in zip(inputs, _input_dtypes(model, inputs), strict=True)]
         watched = [tensor for tensor in given if tensor.dtype.is_floating]
         with _taped(cotangent is not None, watched) as tape, _wrapped(parts, calls, taps), broken_off(calls):
-            output = _first(_called(model, given, {} if training is None else {"training": training}))
+            outputs = [
+                tensor
+                for tensor in tf.nest.flatten(_called(model, given, {} if training is None else {"training": training}))
+                if tensor is not None
+            ]
+            output = outputs[0]
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(tape, output, cotangent, [*tapped, *watched], learned)
         states = {
@@ -73,6 +79,7 @@ def record(
     return Recording(
         calls=calls,
         output=_numpy(output),
+        outputs=tuple(map(_numpy, outputs)),
         input_gradients=tuple(found.get(id(tensor)) for tensor in given),
         gradients={
             (part.name, name): values
@@ -176,6 +183,8 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.La
     """A copy of the model that computes in float64, or None where its configuration does not give one."""
     kinds = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     policy = keras.config.dtype_policy()
+    # Seeds of new layers are drawn from here.
+    state = random.getstate()
     try:
         # For layers that a subclassed model makes itself.
         keras.config.set_dtype_policy("float64")
@@ -194,6 +203,7 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.La
         return None
     finally:
         keras.config.set_dtype_policy(policy)
+        random.setstate(state)
     same = got.dtype == np.float64 and got.shape == own.shape and np.allclose(got, own, 0.1, 0.1 * np.abs(own).max(initial=0))
     return twin if same else None
 

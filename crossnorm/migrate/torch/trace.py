@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -58,7 +58,8 @@ def record(
     with _undisturbed(model, training, restore), torch.set_grad_enabled(cotangent is not None):
         given = _tensors(model, inputs, cotangent is not None)
         with _hooks(parts, calls, taps), broken_off(calls):
-            output = _first(model(*given))
+            outputs = list(_tensors_in(model(*given)))
+            output = outputs[0]
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(output, cotangent, [*tapped, *given, *learned])
         states = {
@@ -70,6 +71,7 @@ def record(
     return Recording(
         calls=calls,
         output=_numpy(output),
+        outputs=tuple(map(_numpy, outputs)),
         input_gradients=tuple(found.get(id(tensor)) for tensor in given),
         gradients={
             (part.name, name): values
@@ -197,7 +199,10 @@ def _undisturbed(model: nn.Module, training: bool | None, restore: bool) -> Iter
     """The modules in that mode, without dropout, eager; flags, buffers and random numbers come back afterwards."""
     modules = list(model.modules())
     flags = [module.training for module in modules]
-    buffers = [(m, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    buffers = [(m._buffers, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    # An embedding with max_norm shrinks its weight when it is called.
+    shrunk = [m for m in modules if getattr(m, "max_norm", None) is not None]
+    buffers += [(m._parameters, name, p, p.detach().clone()) for m in shrunk for name, p in m._parameters.items()]
     rates = [(module, name, getattr(module, name)) for module in modules for name in _rates(module)]
     devices = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
     with ExitStack() as stack:
@@ -216,9 +221,11 @@ def _undisturbed(model: nn.Module, training: bool | None, restore: bool) -> Iter
                 setattr(module, name, rate)
             if restore:
                 with torch.no_grad():
-                    for module, name, buffer, values in buffers:
-                        module._buffers[name] = buffer
-                        buffer.copy_(values)
+                    for holder, name, tensor, values in buffers:
+                        holder[name] = tensor
+                        # Not where nothing changed: a graph that waits for its backward pass may hold the tensor.
+                        if not torch.equal(tensor, values):
+                            tensor.copy_(values)
 
 
 def _rates(module: nn.Module) -> list[str]:
@@ -287,11 +294,20 @@ def _kept(value: Any) -> Any:
 
 
 def _first(output: Any) -> Any:
-    """The first tensor of whatever a module gives: a tuple, a dictionary, a packed sequence; None where there is none."""
-    while not isinstance(output, torch.Tensor | None):
-        values = output.values() if isinstance(output, Mapping) else output
-        output = next(iter(values), None) if isinstance(values, Iterable) else None
-    return output
+    """The first tensor of whatever a module gives; None where there is none."""
+    return next(_tensors_in(output), None)
+
+
+def _tensors_in(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors of whatever a module gives: a tuple, a dictionary, a packed sequence."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for key in sorted(output, key=str):
+            yield from _tensors_in(output[key])
+    elif isinstance(output, tuple | list):
+        for each in output:
+            yield from _tensors_in(each)
 
 
 def _replaced(output: Any, tensor: torch.Tensor) -> Any:
