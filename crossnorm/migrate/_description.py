@@ -33,7 +33,7 @@ class Layout:
 class Description(NamedTuple):
     """All that a normalization layer is: its arrays have the names of the specification's parameters and state.
 
-    A reparametrization has also ``"weight"``, the raw one, rows first in the specification's shape, and the holder's ``"bias"``.
+    A reparametrization has also ``"weight"``, the raw one, rows first in the shape of the specification, and the ``"bias"``.
     """
 
     spec: NormSpec

@@ -1,0 +1,91 @@
+"""Replacing modules inside a module."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from crossnorm.errors import Unsupported
+from crossnorm.torch._base import momentum_of
+
+from .._description import Description
+from .layers import write
+
+# The dictionaries in which a module keeps its hooks.
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+# Whose hooks are part of a reparametrization, and go with it.
+_REPARAMETRIZERS = ("torch.nn.utils", "crossnorm.torch")
+
+
+def convert(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
+    """``model`` with new modules in the places of those of the given ids, all or none."""
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is not None and id(child) in replacements
+    ]
+    for old in {id(child): child for *_, child in places}.values() if id(model) not in replacements else [model]:
+        _take_over(old, replacements[id(old)])
+    for parent, name, child in places:
+        parent._modules[name] = replacements[id(child)]
+    return replacements.get(id(model), model)
+
+
+def _take_over(old: nn.Module, new: nn.Module) -> None:
+    """All that ``new`` can have of ``old``: the very parameters, device, training flag and hooks."""
+    tensors = [*old.parameters(), *old.buffers()]
+    if tensors:
+        new.to(tensors[0].device)
+    there = dict(old.named_parameters())
+    for name, parameter in list(new.named_parameters()):
+        given = there.get(name)
+        if given is not None and (given.shape, given.dtype) == (parameter.shape, parameter.dtype):
+            path, _, leaf = name.rpartition(".")
+            new.get_submodule(path)._parameters[leaf] = given
+        elif there:
+            parameter.requires_grad_(any(each.requires_grad for each in there.values()))
+    new.train(old.training)
+    for name in _HOOKS:
+        getattr(new, name).update(
+            {key: hook for key, hook in getattr(old, name).items() if not _reparametrizes(hook, old, name, key)}
+        )
+    new._is_full_backward_hook = old._is_full_backward_hook
+
+
+def _reparametrizes(hook: Any, old: nn.Module, name: str, key: int) -> bool:
+    """Whether a hook belongs to the reparametrization that is replaced; flags of hooks go with theirs."""
+    base = name.removesuffix("_with_kwargs").removesuffix("_always_called")
+    hook = getattr(old, base).get(key, hook)
+    inner = getattr(hook, "hook", hook)
+    owner = getattr(inner, "__module__", None) or type(inner).__module__
+    return owner.startswith(_REPARAMETRIZERS)
+
+
+def synchronized(layer: nn.Module, description: Description) -> nn.Module | None:
+    """`torch.nn.SyncBatchNorm` in the place of a batch normalization."""
+    spec: Any = description.spec
+    if isinstance(layer, nn.SyncBatchNorm):
+        return None
+    if spec.running_variance != "unbiased" or spec.single_value != "raise":
+        raise Unsupported(
+            "convert: torch.nn.SyncBatchNorm stores the unbiased variance and refuses one value per channel; the layer says "
+            f"running_variance={spec.running_variance!r}, single_value={spec.single_value!r}: use semantics('torch') first"
+        )
+    if spec.offset and not spec.scale:
+        raise Unsupported("convert: torch.nn.SyncBatchNorm has no offset without a scale; give the layer a scale")
+    new = nn.SyncBatchNorm(
+        spec.channels, spec.eps, momentum_of(spec.decay), spec.scale, spec.tracked, bias=spec.offset, dtype=_dtype(layer)
+    )
+    write(new, description.arrays)
+    return new
+
+
+def _dtype(layer: nn.Module) -> torch.dtype | None:
+    return next((tensor.dtype for tensor in layer.parameters()), None)
