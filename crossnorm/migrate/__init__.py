@@ -4,10 +4,16 @@ This room imports the specifications and the rounding units. Each framework has 
 an object of that framework comes along, so that whoever has one framework needs no other.
 """
 
+from . import rules as rules
+from ._convert import convert as convert
 from ._description import Description as Description
 from ._description import Layout as Layout
 from ._description import build as build
 from ._description import describe as describe
+from ._parts import Part as Part
+from ._parts import parts as parts
 from ._settings import Attention as Attention
 from ._settings import Linear as Linear
 from ._settings import Recurrent as Recurrent
+from ._transfer import Transfer as Transfer
+from ._transfer import transfer as transfer

@@ -2,11 +2,12 @@
 
 import sys
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from crossnorm.errors import MigrationError
 
-from ._parts import Part
+if TYPE_CHECKING:
+    from ._parts import Part
 
 
 class Room(Protocol):
@@ -14,7 +15,7 @@ class Room(Protocol):
 
     def describe(self, layer: Any, name: str | None) -> Any: ...
     def build(self, description: Any, native: bool, holder: Any) -> Any: ...
-    def parts(self, model: Any) -> list[Part]: ...
+    def parts(self, model: Any) -> "list[Part]": ...
 
 
 def framework_of(thing: Any) -> str:
