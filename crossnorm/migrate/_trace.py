@@ -20,8 +20,7 @@ from ._parts import Part
 Array = NDArray[Any]
 Key = tuple[str, str | int]
 
-# The key of the model's own output among those of the calls.
-WHOLE: Key = ("", 0)
+_OUTPUT = ("", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +185,7 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
         own: the model's own run, which says in which dtype each output is stored.
     """
     stored = {call.key: call.dtype for call in own.calls}
-    stored[WHOLE] = own.calls[-1].dtype if own.calls else "float32"
+    stored[_OUTPUT] = own.calls[-1].dtype if own.calls else "float32"
     exact = dict(_quantities(run(None)))
     moves = {key: np.zeros_like(values) for key, values in exact.items()}
     moves |= {key: np.abs(values - exact[key]) for key, values in _quantities(own) if key[0].endswith("gradients")}
@@ -206,8 +205,8 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
     return Units(output=output, **found)
 
 
-def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Key], Array]]:
-    yield ("outputs", WHOLE), recording.output
+def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Any], Array]]:
+    yield ("output", _OUTPUT), recording.output
     for call in recording.calls:
         yield ("outputs", call.key), call.output
         if call.gradient is not None:

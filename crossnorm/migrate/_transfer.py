@@ -18,7 +18,7 @@ from ._frameworks import framework_of, room
 from ._inputs import as_tuple, sample, turned
 from ._matching import Pairs, match, refusal, training_differences
 from ._parts import Part, parts
-from ._trace import WHOLE, Call, Recording
+from ._trace import Call, Recording, Units
 
 Array = NDArray[Any]
 
@@ -182,10 +182,10 @@ class _Model:
 
     def executed(self) -> list[Part]:
         """The parts in the order of their first calls, then those that were not called."""
-        first = {part.name: len(self.parts) for part in self.parts}
+        first = {id(part.layer): len(self.parts) for part in self.parts}
         for number, call in reversed(list(enumerate(self.record().calls))):
-            first[call.part.name] = number
-        return sorted(self.parts, key=lambda part: first[part.name])
+            first[id(call.part.layer)] = number
+        return sorted(self.parts, key=lambda part: first[id(part.layer)])
 
 
 def agree_on_inputs(one: _Model, other: _Model) -> None:
@@ -215,23 +215,30 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
         b.write({name: a.arrays[name][..., order] for name in names})
         target = other.record()
     measured = one if one.framework == "torch" else other
-    units = measured.room.units(measured.model, measured.parts, measured.inputs).outputs
+    units = measured.room.units(measured.model, measured.parts, measured.inputs)
     partners = {a.name: b for a, b in pairs}
     calls = {call.key: call for call in target.calls}
+    together = _together(pairs, 0), _together(pairs, 1)
     rows = []
     for call in source.calls:
-        if (part := partners.get(call.part.name)) is None:
+        part = partners.get(call.part.name)
+        if part is None or together[0][call.part.name] != together[1][call.part.name]:
             continue
         if (copy := calls.get((part.name, call.number))) is None:
             raise MigrationError(
-                f"transfer: {call.part.name} of the source is called more often than {part.name} of the target; the models differ"
+                f"transfer: source {call.part.name} is called more often than target {part.name}; call them equally often"
             )
-        error = _error(call, copy, units[(call if measured is one else copy).key], orders.get(part.name))
+        error = _error(call, copy, units.outputs[(call if measured is one else copy).key], orders.get(part.name))
         rows.append(Row(call.part.name, part.name, part.kind, error))
         if error > VERDICT:
             raise MigrationError(_parting(call, copy, error, orders.get(part.name)))
     rows.append(_output_row(source, target, rows, units))
     return rows
+
+
+def _together(pairs: Pairs, position: int) -> dict[str, set[str]]:
+    """The parts that are one layer with each part, by the source's names: the layers of a stack, which give one output."""
+    return {a[0].name: {b[0].name for b in pairs if b[position].layer is a[position].layer} for a in pairs}
 
 
 def _reordered(
@@ -263,7 +270,7 @@ def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
     want, got = call.output, copy.output
     if not np.all(np.isfinite(want)):
         raise MigrationError(
-            f"transfer: {call.part.name} of the source gives NaN or infinity here, so that nothing can be proved; give other inputs"
+            f"transfer: source {call.part.name} gives NaN or infinity, so that nothing can be proved; give other inputs="
         )
     if order is not None and call.part.kind != "dense":
         want = want[..., order]
@@ -308,16 +315,16 @@ def _parting(call: Call, copy: Call, error: float, order: Array | None) -> str:
     )
 
 
-def _output_row(source: Recording, target: Recording, rows: Sequence[Row], units: Mapping[Any, Array]) -> Row:
+def _output_row(source: Recording, target: Recording, rows: Sequence[Row], units: Units) -> Row:
     """What the models give in the end, with the channel first or last: the last layer need not be the end."""
     want, got = source.output, target.output
     layouts = [want] if want.ndim < 3 else [want, np.moveaxis(want, 1, -1), np.moveaxis(want, -1, 1)]
-    errors = [np.max(np.abs(got - each) / np.max(units[WHOLE]), initial=0) for each in layouts if each.shape == got.shape]
+    errors = [np.max(np.abs(got - each) / np.max(units.output), initial=0) for each in layouts if each.shape == got.shape]
     error = float(min(errors, default=np.inf))
     if not error <= VERDICT:
         raise MigrationError(
-            f"transfer: all layers agree, and the outputs of the models do not, by {error:.3g} rounding units: what follows the "
-            f"last layer, {rows[-1].source if rows else 'none'}, differs; the copy was undone"
+            f"transfer: all layers agree, and the outputs of the models differ by {error:.3g} rounding units: by what follows "
+            f"the last layer, {rows[-1].source if rows else 'none'}; the copy was undone: make the models alike"
         )
     return Row("output", "output", "model", error)
 

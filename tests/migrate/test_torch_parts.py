@@ -108,7 +108,9 @@ def test_settings_and_axes():
     assert (forward.settings.reverse, forward.batch_axis, forward.axis) == (False, 1, -1)
     assert attention.settings == Attention(inputs=(6, 3, 5), heads=2, key_size=3, value_size=3, outputs=6)
     assert attention.batch_axis == 0
-    model = nn.Sequential(nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.RMSNorm(4), nn.Linear(4, 4))
+    model = nn.Sequential(
+        nn.Conv1d(3, 4, 2), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.RMSNorm(4), nn.Linear(4, 4)
+    )
     assert [part.axis for part in parts(model)] == [1, 1, 1, -1, -1, -1]
 
 
