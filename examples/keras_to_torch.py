@@ -28,7 +28,7 @@ from crossnorm.migrate import convert, rules, transfer
 def main():
     """Print the migration and the fine-tuning; return the numbers."""
     keras.utils.set_random_seed(0)
-    source = resnet18(normalization=keras.layers.BatchNormalization)
+    source = resnet18(normalization=partial(keras.layers.BatchNormalization, momentum=0.9))
     accuracy = fit_in_keras(source)
     print(f"ResNet-18, trained in Keras for one epoch: {accuracy:.1%} of the validation images are recognised.\n")
 
@@ -39,16 +39,16 @@ def main():
         refusal = str(error)
     print(*refusal.splitlines()[:2], "  ...\n", sep="\n")
 
-    # 2. Keras' eps and momentum. torch's momentum is the weight of the new value: 0.01 is what Keras calls 0.99.
-    target = ResNet18(normalization=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01))
+    # 2. With Keras' eps it computes the same. torch's momentum is the weight of the new value: 0.1 is what Keras calls 0.9.
+    target = ResNet18(normalization=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.1))
     report = transfer(source, target)
     print(report, "\n")
 
     # 3. What torch.nn cannot do, our layers can: store the variance that Keras stores.
     native = copy.deepcopy(target)
     target = convert(target, rules.semantics("keras"))
-    columns = fine_tuned(target, source, **{"torch.nn": native})
-    return {"accuracy": accuracy, "refusal": refusal, "report": report, "units": columns}
+    distances = fine_tuned(target, source, **{"torch.nn": native})
+    return {"accuracy": accuracy, "refusal": refusal, "report": report, "distances": distances}
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main():
     report = transfer(source, target)
     print(report, "\n")
 
-    return {"accuracy": accuracy, "report": report, "units": fine_tuned(source, target)}
+    return {"accuracy": accuracy, "report": report, "distances": fine_tuned(source, target)}
 
 
 if __name__ == "__main__":
