@@ -220,6 +220,7 @@ def walk(
         claimed |= {id(variable) for part in parts for held in part.variables.values() for variable in held}
         if left := {key: variable for key, variable in variables.items() if id(variable) not in claimed}:
             parts.append(access.unknown("", layer, reason, left))
+            claimed |= set(map(id, left.values()))
         for part in parts:
             name = ".".join(filter(None, (path, part.name))) or type(layer).__name__
             found.append(replace(part, name=unique(name, taken)))

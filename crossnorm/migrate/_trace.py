@@ -90,10 +90,9 @@ class Units:
     """The rounding units of a run, each to be broadcast against its quantity.
 
     Attributes:
-        outputs, output_gradients: by `Call.key`.
+        outputs, output_gradients: by `Call.key`; the output of the model by `WHOLE`.
         input_gradients: by part, number of the call and name.
         gradients, states: by part and array.
-        output: of the model's output.
     """
 
     outputs: Mapping[Key, Array]
@@ -101,7 +100,6 @@ class Units:
     input_gradients: Mapping[tuple[str, int, str], Array]
     gradients: Mapping[Key, Array]
     states: Mapping[Key, Array]
-    output: Array
 
 
 def canonical(values: Array, part: Part) -> Array:
@@ -201,8 +199,7 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
             dtype = stored.get(key[:2], "float32")
             move, magnitude = (np.max(each, axis=axes, keepdims=True, initial=0) for each in (moves[kind, key], np.abs(values)))
             found[kind][key] = move + unit_roundoff(dtype) * magnitude + smallest_normal(dtype)
-    output = found.pop("output")[_OUTPUT]
-    return Units(output=output, **found)
+    return Units(**found)
 
 
 def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Any], Array]]:

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import track
 from rich.table import Table
 
-from crossnorm.errors import MigrationError
+from crossnorm.errors import CrossnormError, MigrationError
 from crossnorm.rounding import VERDICT
 
 from ._frameworks import framework_of, room
@@ -118,7 +118,7 @@ def transfer(
     """
     if source is target:
         raise MigrationError("transfer: source and target are the same model; give two")
-    one, other = _Model(source, inputs), _Model(target, target_inputs)
+    one, other = _Model("source", source, inputs), _Model("target", target, target_inputs)
     agree_on_inputs(one, other)
     pairs = match(one.executed(), other.executed(), mapping or {}, tuple(skip))
     if problems := [*_roundings(pairs), *_conflicts(pairs)]:
@@ -168,7 +168,8 @@ def _conflicts(pairs: Pairs) -> list[str]:
 class _Model:
     """A model with its parts and what it is run on."""
 
-    def __init__(self, model: Any, inputs: Any) -> None:
+    def __init__(self, side: str, model: Any, inputs: Any) -> None:
+        self.side = side
         self.model = model
         self.framework = framework_of(model)
         self.room = room(self.framework)
@@ -177,7 +178,16 @@ class _Model:
 
     def record(self) -> Recording:
         """One run in inference mode."""
-        recording: Recording = self.room.record(self.model, self.parts, self.inputs)
+        try:
+            recording: Recording = self.room.record(self.model, self.parts, self.inputs)
+        except CrossnormError:
+            raise
+        except Exception as error:
+            shapes = [array.shape for array in self.inputs or ()]
+            raise MigrationError(
+                f"transfer: the {self.side} cannot be run on inputs of shapes {shapes} ({_first_line(error)}); "
+                "give each model what it takes by inputs= and target_inputs="
+            ) from error
         return recording
 
     def executed(self) -> list[Part]:
@@ -186,6 +196,10 @@ class _Model:
         for number, call in reversed(list(enumerate(self.record().calls))):
             first[id(call.part.layer)] = number
         return sorted(self.parts, key=lambda part: first[id(part.layer)])
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def agree_on_inputs(one: _Model, other: _Model) -> None:

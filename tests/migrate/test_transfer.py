@@ -1,5 +1,7 @@
 """Whole models, in both directions: every kind of layer arrives, every layer is proved, and what cannot arrive is refused."""
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
@@ -30,9 +32,9 @@ class Last(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, **options):
+    def __init__(self, heads=2, **options):
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+        self.attention = nn.MultiheadAttention(8, heads, batch_first=True, **options)
 
     def forward(self, x):
         return self.attention(x, x, x)[0]
@@ -117,10 +119,9 @@ def disturb(model):
             for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
                 tensor.copy_(torch.tensor(RANDOM.uniform(0.2, 1.2, tensor.shape)) / max(1, tensor[:1].numel()) ** 0.5)
     else:
-        model.set_weights([
-            RANDOM.uniform(0.2, 1.2, w.shape).astype(w.dtype) / max(1, w[..., :1].size if w.ndim else 1) ** 0.5 if w.dtype.kind == "f" else w
-            for w in model.get_weights()
-        ])  # fmt: skip
+        for weight in model.weights:
+            if weight.dtype == "float32":
+                weight.assign(RANDOM.uniform(0.2, 1.2, weight.shape) / max(1, np.prod(weight.shape[:-1])) ** 0.5)
 
 
 @pytest.mark.parametrize("direction", ["torch to Keras", "Keras to torch"])
@@ -183,3 +184,265 @@ def test_every_reparametrization(method, direction):
     source, target = (torch_model, keras_model) if direction == "torch to Keras" else (keras_model, torch_model)
     disturb(source)
     assert transfer(source, target).worst <= VERDICT
+
+
+# What is refused, and that nothing was written then.
+
+
+class Functional(nn.Module):
+    """Two convolutions with something between them that is no module."""
+
+    def __init__(self, between, channels=4):
+        super().__init__()
+        self.first, self.second, self.between = nn.Conv2d(3, channels, 1), nn.Conv2d(channels, channels, 1), between
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)))
+
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * self.table
+
+
+class Tied(nn.Module):
+    """A dense layer whose weight is the table of an embedding."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4), nn.Linear(4, 7, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.embedding(x))
+
+
+class Shared(nn.Module):
+    """One layer called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.dense(torch.tanh(self.dense(x)))
+
+
+class Branches(nn.Module):
+    """Two layers of one shape side by side; nothing but their use tells which is which."""
+
+    def __init__(self, swapped=False):
+        super().__init__()
+        self.one, self.two, self.swapped = nn.Linear(4, 4), nn.Linear(4, 4), swapped
+
+    def forward(self, x):
+        if self.swapped:
+            second, first = self.two(x), self.one(x)
+        else:
+            first, second = self.one(x), self.two(x)
+        return torch.sigmoid(first) * second
+
+
+def dense(*sizes, **options):
+    return nn.Sequential(*(nn.Linear(a, b, **options) for a, b in pairwise(sizes)))
+
+
+def lazily():
+    return nn.Sequential(nn.LazyLinear(3))
+
+
+X = torch.tensor(RANDOM.standard_normal((4, 4)), dtype=torch.float32)
+IMAGE = torch.tensor(RANDOM.standard_normal((2, 3, 5, 5)), dtype=torch.float32)
+IDS = torch.tensor([[1, 2, 6], [0, 3, 3]])
+
+
+def with_nan():
+    model = dense(4, 4)
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    return model
+
+
+REFUSED = {
+    "a missing activation": (
+        lambda: Functional(torch.relu), lambda: Functional(lambda x: x), IMAGE, "what reaches them differs",
+    ),
+    "another activation behind the last layer": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()), lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()), X,
+        "all layers agree, and the outputs",
+    ),
+    "another stride": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1, stride=2)), lambda: nn.Sequential(nn.Conv2d(3, 4, 1)), IMAGE,
+        "they differ in stride (2, 2) against (1, 1)",
+    ),
+    "another eps": (
+        lambda: nn.Sequential(nn.LayerNorm(4, eps=1e-2)), lambda: nn.Sequential(nn.LayerNorm(4)), X, "eps 0.01 against 1e-05",
+    ),
+    "other heads": (
+        lambda: SelfAttention(2), lambda: SelfAttention(4), torch.zeros(2, 3, 8), "heads 2 against 4",
+    ),
+    "an unknown kind": (
+        lambda: nn.Sequential(Unknown()), lambda: nn.Sequential(Unknown()), X[:, :3], "is of no known kind",
+    ),
+    "a lazy module": (lazily, lambda: dense(4, 3), X, "lazy"),
+    "no counterpart": (lambda: dense(4, 4, 3), lambda: dense(4, 4), X, "source 1: dense with weight (3, 4), bias (3,)"),
+    "no bias": (lambda: dense(4, 4), lambda: dense(4, 4, bias=False), X, "does not fit"),
+    "digits that would be lost": (lambda: dense(4, 4).double(), lambda: dense(4, 4), X, "would be rounded to the float32"),
+    "halves": (lambda: dense(4, 4), lambda: dense(4, 4).half(), X, "would be rounded to the float16"),
+    "a NaN": (with_nan, lambda: dense(4, 4), X, "gives NaN or infinity"),
+    "a tie that is none in the source": (lambda: Tied(False), lambda: Tied(True), IDS, "is tied to that of another part"),
+    "inputs of another shape": (
+        lambda: dense(4, 4), lambda: dense(4, 4), X[:, :3], "the source cannot be run on inputs of shapes [(4, 3)]",
+    ),
+    "no shape declared": (lambda: dense(4, 4), lambda: dense(4, 4), None, "declares the shape of its inputs"),
+    "strings": (lambda: dense(4, 4), lambda: dense(4, 4), np.array(["a"]), "holds no numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_proved_is_undone(case):
+    make_source, make_target, inputs, words = REFUSED[case]
+    source, target = make_source(), make_target()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()} if "lazy" not in case else {}
+    with pytest.raises(MigrationError) as caught:
+        transfer(source, target, inputs=inputs)
+    assert words in str(caught.value)
+    for name, tensor in before.items():
+        assert torch.equal(target.state_dict()[name], tensor), name
+
+
+def test_one_model_is_not_two():
+    model = dense(4, 4)
+    with pytest.raises(MigrationError, match="the same model"):
+        transfer(model, model, inputs=X)
+
+
+def test_an_unbuilt_model_says_so():
+    with pytest.raises(MigrationError, match="is not built"):
+        transfer(dense(4, 4), keras.Sequential([layers.Dense(4)]), inputs=X)
+
+
+def test_a_layer_of_another_library_is_refused():
+    with pytest.raises(MigrationError, match="neither a torch module nor a Keras"):
+        transfer(dense(4, 4), object(), inputs=X)
+
+
+def test_the_order_of_execution_counts_and_not_that_of_definition():
+    """The names are other ones, the shapes are the same, and the second model defines its layers the other way round."""
+
+    class Reversed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b, self.a = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.sigmoid(self.a(x)) * self.b(x)
+
+    report = transfer(Branches(), Reversed(), inputs=X)
+    assert [(row.source, row.target) for row in report.rows] == [("one", "a"), ("two", "b"), ("output", "output")]
+
+
+def test_a_wrong_pair_by_order_is_found_by_the_proof():
+    """Both branches are called in the other order here: by the order they are swapped, and the product is not symmetric."""
+
+    class Swapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            second, first = self.b(x), self.a(x)
+            return torch.sigmoid(first) * second
+
+    source, target = Branches(), Swapped()
+    before = target.a.weight.detach().clone()
+    with pytest.raises(MigrationError, match="the outputs of the models differ"):
+        transfer(source, target, inputs=X)
+    assert torch.equal(target.a.weight, before)
+    report = transfer(source, target, {"one": "a", "two": "b"}, inputs=X)
+    assert report.worst <= VERDICT
+    assert torch.equal(target.a.weight, source.one.weight)
+
+
+def test_shared_layers_have_a_row_for_each_call():
+    report = transfer(Shared(), Shared(), inputs=X)
+    assert [row.source for row in report.rows] == ["dense", "dense", "output"]
+
+
+def test_ties_in_one_model_are_noted():
+    report = transfer(Tied(True), Tied(False), inputs=IDS)
+    assert any("embedding.weight and head.weight are tied in the source only" in note for note in report.notes)
+    assert not any("tied" in note for note in transfer(Tied(True), Tied(True), inputs=IDS).notes)
+
+
+def test_what_trains_otherwise_is_noted():
+    source = nn.Sequential(nn.BatchNorm1d(4, momentum=0.5))
+    target = nn.Sequential(crossnorm.torch.BatchNorm1d(4, running_variance="biased"))
+    target[0].weight.requires_grad_(False)
+    notes = "\n".join(transfer(source, target, inputs=X).notes)
+    assert "training will differ in decay 0.5 against 0.9: 0" in notes
+    assert "running_variance 'unbiased' against 'biased': 0" in notes
+    assert "what is trainable differs: 0" in notes
+    assert "transfer_optimizer" in notes
+
+
+def test_a_new_head_stays_out():
+    source, target = dense(4, 5, 3), dense(4, 5, 7)
+    head = target[1].weight.detach().clone()
+    with pytest.raises(MigrationError, match="all layers agree, and the outputs"):
+        transfer(source, target, skip=["1"], inputs=X)
+    target = nn.Sequential(target[0], nn.ReLU())
+    source = nn.Sequential(source[0], nn.ReLU())
+    assert transfer(source, target, inputs=X).worst <= VERDICT
+    assert head.shape == (7, 5)
+
+
+def test_halves_into_halves():
+    source, target = dense(4, 6, 4).half(), dense(4, 6, 4).half()
+    assert transfer(source, target, inputs=X).worst <= VERDICT
+    assert torch.equal(source[0].weight, target[0].weight)
+
+
+def test_halves_into_floats_are_noted():
+    report = transfer(dense(4, 4).half(), dense(4, 4), inputs=X.half())
+    assert any("fewer digits became wider" in note for note in report.notes)
+
+
+def test_the_models_stay_in_their_modes_and_keep_their_statistics():
+    source, target = (nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)) for _ in range(2))
+    source.train()
+    target.eval()
+    source[0].running_mean.fill_(3.0)
+    transfer(source, target, inputs=X)
+    assert source.training
+    assert source[1].training
+    assert not target.training
+    assert source[0].running_mean.tolist() == target[0].running_mean.tolist() == [3.0] * 4
+    assert all(parameter.grad is None for parameter in source.parameters())
+
+
+def test_a_report_is_a_table():
+    text = str(transfer(dense(4, 3), dense(4, 3), inputs=X))
+    assert "dense" in text
+    assert "1 layers moved" in text
+
+
+def test_a_subclassed_keras_model():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = layers.Dense(5, activation="relu"), layers.Dense(2)
+
+        def call(self, x):
+            return self.head(self.body(x))
+
+    target = Model()
+    target(np.zeros((1, 4), "float32"))
+    source = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    assert transfer(source, target, inputs=X).worst <= VERDICT
+    np.testing.assert_allclose(target(tf.constant(X.numpy())), source(X).detach(), rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """Keras layers, ours and the native ones: described, built, taken apart, traced, converted."""
 
 from .convert import convert as convert
+from .convert import is_ours as is_ours
 from .convert import synchronized as synchronized
 from .inputs import signature as signature
 from .layers import build as build

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crossnorm.tensorflow
-from crossnorm.errors import MigrationError, SpecError, Unsupported
-from crossnorm.spec import NormSpec, WeightSpec, spec_class
+from crossnorm.errors import MigrationError, Unsupported
+from crossnorm.spec import NormSpec, WeightSpec
 from crossnorm.tensorflow._arrangement import Arrangement, arrangement, owner
 from crossnorm.tensorflow._base import _ATTRIBUTES, SpecLayer
 from crossnorm.tensorflow._weight import _KERNELS, WeightWrapper, _variable
 
 from .._description import Description, Layout
-from .._natives import arguments_of, fields_of, refuse
+from .._natives import arguments_of, fields_of, obeyed, refuse, spec_of
 from .linear import check_built, computes_as, layer_of, settings_of
 
 _NATIVES: dict[str, type[keras.layers.Layer]] = {
@@ -144,7 +144,9 @@ def _parts(layer: keras.layers.Layer, name: str | None) -> tuple[NormSpec, Layou
         return _wrapper_parts(layer, name)
     if name is not None:
         _refuse(layer, f"has no weight {name!r} that is normalized", "leave out the name")
-    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    axes = tuple(layer.axis) if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    if cls is keras.layers.RMSNormalization:
+        axes = _last_axes(layer, axes)
     spec = _spec(layer, cls, axes)
     places = {}
     for array in (*spec.parameters, *spec.state):
@@ -174,33 +176,35 @@ def _class_of(layer: Any) -> type[keras.layers.Layer]:
 
 
 def _spec(layer: Any, cls: type[keras.layers.Layer], axes: Sequence[int]) -> NormSpec:
-    try:
-        if issubclass(cls, SpecLayer):
-            return layer.spec
-        method = "batch_renorm" if getattr(layer, "renorm", False) else spec_method(cls)
-        values = fields_of(layer, method, "keras")
-        shape = layer.get_build_config()["input_shape"]
-        rank = len(shape)
-        if method in ("layer_norm", "rms_norm"):
-            values["shape"] = tuple(shape[axis] for axis in sorted(axis % rank for axis in axes))
-            if values["eps"] is None:
-                values["eps"] = keras.config.epsilon()
-        else:
-            values["channels"] = shape[layer.axis]
-        if method == "layer_norm":
-            # Its call asks for the weights, and not for the flags.
-            values["scale"], values["offset"] = layer.gamma is not None, layer.beta is not None and not layer.rms_scaling
-            values["subtract_mean"] = not layer.rms_scaling
-        if method == "rms_norm" and sorted(axis % rank for axis in axes) != list(range(rank - len(axes), rank)):
-            _refuse(
-                layer, f"multiplies its scale along the last axes, and not along axis={layer.axis}", "use crossnorm's layer"
-            )
-        return spec_class(method)(**values)
-    except SpecError as error:
-        raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} obeys no specification: {error}") from None
+    who = f"the layer {layer.name!r}"
+    if issubclass(cls, SpecLayer):
+        return obeyed(who, lambda: layer.spec)
+    method = "batch_renorm" if getattr(layer, "renorm", False) else _method_of(cls)
+    values = fields_of(layer, method, "keras")
+    shape = layer.get_build_config()["input_shape"]
+    if method in ("layer_norm", "rms_norm"):
+        values["shape"] = tuple(shape[axis] for axis in sorted(axis % len(shape) for axis in axes))
+        if values["eps"] is None:
+            values["eps"] = keras.config.epsilon()
+    else:
+        values["channels"] = shape[layer.axis]
+    if method == "layer_norm":
+        # Its call asks for the weights, and not for the flags.
+        values["scale"], values["offset"] = layer.gamma is not None, layer.beta is not None and not layer.rms_scaling
+        values["subtract_mean"] = not layer.rms_scaling
+    return spec_of(who, method, values)
 
 
-def spec_method(cls: type[keras.layers.Layer]) -> str:
+def _last_axes(layer: Any, axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes counted from the end: Keras multiplies the scale of RMS normalization along the last ones, whatever they are."""
+    rank = len(layer.get_build_config()["input_shape"])
+    counted = tuple(sorted(axis % rank - rank for axis in axes))
+    if counted != tuple(range(-len(counted), 0)):
+        _refuse(layer, f"multiplies its scale along the last axes, and not along axis={layer.axis}", "use crossnorm's layer")
+    return counted
+
+
+def _method_of(cls: type[keras.layers.Layer]) -> str:
     return next(method for method, native in _NATIVES.items() if native is cls)
 
 
@@ -235,18 +239,19 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
     variable = _variable(holder, kernel)
     if isinstance(wrapper, WeightWrapper):
         arranged = wrapper._arrangement(kernel)
-        try:
-            spec = wrapper._spec(arranged.shape)
-        except SpecError as error:
-            raise MigrationError(f"crossnorm.migrate: the layer {wrapper.name!r} obeys no specification: {error}") from None
+        spec = obeyed(f"the layer {wrapper.name!r}", lambda: wrapper._spec(arranged.shape))
         held = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
         held |= {array.name: wrapper._held(kernel, "gain") for array in spec.parameters}
     else:
+        if wrapper.dtype_policy.name != wrapper.layer.dtype_policy.name:
+            what = f"computes in {wrapper.dtype_policy.name} around a layer of {wrapper.layer.dtype_policy.name}"
+            _refuse(wrapper, what, "give both one dtype policy")
         values = fields_of(wrapper, "spectral_norm", "keras") | {"eps": keras.config.epsilon()}
         arranged = _arranged(holder, kernel, values)
         if arranged.row_axes != (len(arranged.stored) - 1,):
             _refuse(wrapper, f"has rows of {kernel!r} that are not its last axis", "use crossnorm's SpectralNormalization")
-        spec, held = spec_class("spectral_norm")(shape=arranged.shape, **values), {"u": wrapper.vector_u}
+        spec = spec_of(f"the layer {wrapper.name!r}", "spectral_norm", values | {"shape": arranged.shape})
+        held = {"u": wrapper.vector_u}
     shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
     missing = [array for array in shapes if held[array] is None]
     if missing:
@@ -298,9 +303,10 @@ def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
 
 
 def _own_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
+    shape = _input_shape(spec, layout, least=3 if spec.method == "instance_norm" else 2)
     axis = {} if layout.axis is None else {"axis": _as_list(layout.axis)}
     layer = crossnorm.tensorflow.layer(spec, dtype=policy, **axis)
-    layer.build(_input_shape(spec, layout, least=3 if spec.method == "instance_norm" else 2))
+    layer.build(shape)
     _open_rank(layer, layout)
     return layer
 
@@ -313,17 +319,17 @@ def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.L
     if kept_mean and not (spec.scale and not spec.offset):
         refuse(spec, "subtract_mean", "keras.layers.LayerNormalization with that scale and offset; it has it with a scale only")
     shape, last = _input_shape(spec, layout, least=2), list(range(-len(getattr(spec, "shape", (0,))), 0))
-    axis = _as_list(layout.axis) if layout.axis is not None else last if hasattr(spec, "shape") else -1
+    axis = layout.axis if layout.axis is not None else last if hasattr(spec, "shape") else -1
     what = None
     if method == "batch_norm" and layout.rank is None:
         what = "inputs of any rank is beyond keras.layers.BatchNormalization, which is built for one; say it in the layout"
-    if method == "rms_norm" and sorted(each % len(shape) - len(shape) for each in np.ravel(axis)) != last:
+    if method == "rms_norm" and sorted(np.ravel(axis)) != last:
         what = (
             f"axis={axis} is beyond keras.layers.RMSNormalization, which multiplies its scale along the last axes; leave it out"
         )
     if what is not None:
         raise Unsupported(f"crossnorm.migrate: {spec.method} with {what}, or build crossnorm's own layer: native=False")
-    layer = _NATIVES[method](axis=axis, dtype=policy, **arguments, **variant)
+    layer = _NATIVES[method](axis=_as_list(axis), dtype=policy, **arguments, **variant)
     if kept_mean:
         layer.rms_scaling = True
     layer.build(shape)
@@ -331,7 +337,7 @@ def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.L
     return layer
 
 
-def _as_list(axis: int | tuple[int, ...] | None) -> int | list[int] | None:
+def _as_list(axis: Any) -> Any:
     """As Keras writes axes into its files."""
     return list(axis) if isinstance(axis, tuple) else axis
 
@@ -340,7 +346,7 @@ def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None
     """A shape to build the layer with: of the layout's rank or else of the smallest that its axes allow."""
     axis = layout.axis
     if hasattr(spec, "channels"):
-        sizes, axes = (spec.channels,), (-1 if axis is None else axis,)
+        sizes, axes = (spec.channels,), (-1,) if axis is None else (axis,)
         spatial = getattr(spec, "spatial", None)
         rank = layout.rank if spatial is None else len(spatial)
     else:

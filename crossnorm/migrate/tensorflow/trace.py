@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -141,20 +142,20 @@ def units(
     from .parts import parts as parts_of
 
     own = record(model, parts, inputs, training=training, cotangent=cotangent)
-    dtypes = [variable.dtype for variable in model.variables]
+    dtypes = [variable.dtype for variable in model.weights]
     input_dtypes = _input_dtypes(model, inputs)
-    names = [part.name for part in parts]
-    twin = _twin(model, inputs, own.output)
-    twins = parts if twin is None else [part for part in parts_of(twin) if part.name in names]
-    if [part.name for part in twins] != names:  # layers that name themselves by a counter have another name in the copy
-        twin, twins = None, parts
+    twin, twins = _twin(model, inputs), parts
+    if twin is not None:
+        # By their places: layers that name themselves by a counter have other names in the copy.
+        places = {part.name: copy for part, copy in zip(parts_of(model), parts_of(twin), strict=True)}
+        twins = [replace(places[part.name], name=part.name) for part in parts]
     moving = model if twin is None else twin
-    before = [variable.numpy() for variable in moving.variables]
+    before = [variable.numpy() for variable in moving.weights]
 
     def run(random: np.random.Generator | None) -> Recording:
         moved = list(inputs)
         if random is not None:
-            for variable, values, dtype in zip(moving.variables, before, dtypes, strict=True):
+            for variable, values, dtype in zip(moving.weights, before, dtypes, strict=True):
                 if np.asarray(values).dtype.kind not in "iub":
                     variable.assign(perturbed(np.asarray(values, np.float64), dtype, random))
             moved = [
@@ -166,11 +167,11 @@ def units(
     try:
         return measure(run, own)
     finally:
-        for variable, values in zip(moving.variables, before, strict=True):
+        for variable, values in zip(moving.weights, before, strict=True):
             variable.assign(values)
 
 
-def _twin(model: keras.layers.Layer, inputs: Sequence[Array], output: Array) -> keras.layers.Layer | None:
+def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.Layer | None:
     """A copy of the model that computes in float64, or None where its configuration does not give one."""
     kinds = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
     policy = keras.config.dtype_policy()
@@ -178,10 +179,11 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array], output: Array) -> 
         # For layers that a subclassed model makes itself.
         keras.config.set_dtype_policy("float64")
         with keras.utils.custom_object_scope(kinds), _undisturbed(model, True):
-            twin = type(model).from_config(_in_float64(model.get_config()))
+            twin = _again(model)
             got = _called(twin, [_tensor(x, "float64") for x in inputs], {"training": False})
-            own = _called(model, [_tensor(x, d) for x, d in zip(inputs, _input_dtypes(model, inputs), strict=True)], {})
-            for variable, like in zip(twin.variables, model.variables, strict=True):
+            dtypes = _input_dtypes(model, inputs)
+            own = _called(model, [_tensor(x, d) for x, d in zip(inputs, dtypes, strict=True)], {"training": False})
+            for variable, like in zip(twin.weights, model.weights, strict=True):  # no seeds, whose order may differ
                 if variable.dtype != like.dtype and variable.dtype != "float64":
                     return None
                 variable.assign(like.numpy())
@@ -193,6 +195,13 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array], output: Array) -> 
         keras.config.set_dtype_policy(policy)
     same = got.dtype == np.float64 and got.shape == own.shape and np.allclose(got, own, 0.1, 0.1 * np.abs(own).max(initial=0))
     return twin if same else None
+
+
+def _again(model: keras.layers.Layer) -> keras.layers.Layer:
+    try:
+        return type(model).from_config(_in_float64(model.get_config()))
+    except TypeError:  # the configuration of a subclassed model that says nothing holds arguments that it does not take
+        return type(model)()
 
 
 def _in_float64(config: Any) -> Any:

@@ -3,6 +3,7 @@
 from crossnorm import torch as _torch  # noqa: F401 (first: it looks for torch)
 
 from .convert import convert as convert
+from .convert import is_ours as is_ours
 from .convert import synchronized as synchronized
 from .inputs import signature as signature
 from .layers import build as build

@@ -46,7 +46,7 @@ class Held(NamedTuple):
         """An array as torch stores it, on the device of the tensor that is there."""
         there, tensor = self.variables[name], _tensor(array)
         tensor = self._swapped(name, tensor) if name == "weight" else tensor.reshape(there.shape)
-        return tensor.to(there.device)
+        return tensor.contiguous().to(there.device)
 
     def _swapped(self, name: str, tensor: Tensor) -> Tensor:
         return swap(tensor, self.groups) if name == "weight" else tensor
