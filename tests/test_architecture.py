@@ -2,6 +2,7 @@
 
     spec <- reference        spec <- torch        spec <- tensorflow        {spec, reference, rounding} <- conformance
     the adapters and the frameworks <- conformance/implementations          any room <- cli, inside a function
+    {spec, rounding} <- migrate         the adapter and its framework <- the folder of migrate that is named so
 
 Tests, benchmarks and examples import anything.
 """
@@ -51,6 +52,8 @@ ROOMS = {
         "keras",
         "numpy",
     },
+    "crossnorm/migrate/flax.py": {"crossnorm.errors", "crossnorm.migrate", "flax", "numpy"},
+    "crossnorm/migrate/tf_keras.py": {"crossnorm.errors", "crossnorm.migrate", "tf_keras", "numpy"},
     "crossnorm/migrate": {
         "crossnorm.spec",
         "crossnorm.errors",
@@ -185,6 +188,9 @@ FRAMEWORKS = ("torch", "tensorflow", "keras")
         ("import crossnorm.reference", None, FRAMEWORKS),
         ("import crossnorm.rounding", None, FRAMEWORKS),
         ("import crossnorm.cli", None, FRAMEWORKS),
+        ("import crossnorm.migrate", None, (*FRAMEWORKS, "flax")),
+        ("import crossnorm.migrate.torch", "torch", ("tensorflow", "keras", "crossnorm.reference")),
+        ("import crossnorm.migrate.tensorflow", "tensorflow", ("torch", "crossnorm.reference")),
         ("import crossnorm.torch", "torch", ("tensorflow", "keras", "crossnorm.reference", "crossnorm.rounding")),
         ("import crossnorm.tensorflow", "tensorflow", ("torch", "crossnorm.reference", "crossnorm.rounding")),
     ],

@@ -26,9 +26,8 @@ from crossnorm import (
     WeightStandardizationSpec,
 )
 from crossnorm.errors import MigrationError
-from crossnorm.migrate import Layout, Linear
-from crossnorm.migrate import files as crossnorm_files
-from crossnorm.migrate.files import load, save
+from crossnorm.migrate import Layout, Linear, load, save
+from crossnorm.migrate import _files as crossnorm_files
 
 FUZZED = 10_000
 
