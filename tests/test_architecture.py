@@ -21,6 +21,8 @@ SUITE = "conformance/crossnorm_conformance"
 
 _SUITE_IMPORTS = {"crossnorm", "crossnorm.spec", "crossnorm.errors", "crossnorm.reference", "crossnorm.rounding", "numpy"}
 _SUITE_IMPORTS |= {"pytest", "xdist", "hypothesis", "rich", "typer", "jinja2", "crossnorm_conformance"}
+_MIGRATE = {"crossnorm.migrate", "crossnorm.spec", "crossnorm.errors", "crossnorm.rounding", "numpy", "ml_dtypes"}
+_MIGRATE |= {"safetensors", "rich", "jinja2"}
 _PEERS = {"torch", "tensorflow", "keras", "jax", "flax", "equinox", "onnx", "onnxruntime", "ml_dtypes", "timm"}
 
 # What each room may import beside the standard library and itself. The first entry that holds a file is its room.
@@ -34,35 +36,11 @@ ROOMS = {
     "crossnorm/torch": {"crossnorm.spec", "crossnorm.errors", "torch", "numpy"},
     "crossnorm/tensorflow": {"crossnorm.spec", "crossnorm.errors", "tensorflow", "keras", "numpy"},
     # One folder for each framework, imported when a layer of it comes along.
-    "crossnorm/migrate/torch": {
-        "crossnorm.spec",
-        "crossnorm.errors",
-        "crossnorm.migrate",
-        "crossnorm.torch",
-        "torch",
-        "timm",
-        "numpy",
-    },
-    "crossnorm/migrate/tensorflow": {
-        "crossnorm.spec",
-        "crossnorm.errors",
-        "crossnorm.migrate",
-        "crossnorm.tensorflow",
-        "tensorflow",
-        "keras",
-        "numpy",
-    },
-    "crossnorm/migrate/flax.py": {"crossnorm.errors", "crossnorm.migrate", "flax", "numpy"},
-    "crossnorm/migrate/tf_keras.py": {"crossnorm.errors", "crossnorm.migrate", "tf_keras", "numpy"},
-    "crossnorm/migrate": {
-        "crossnorm.spec",
-        "crossnorm.errors",
-        "crossnorm.rounding",
-        "numpy",
-        "safetensors",
-        "rich",
-        "ml_dtypes",
-    },
+    "crossnorm/migrate/torch": _MIGRATE | {"crossnorm.torch", "torch"},
+    "crossnorm/migrate/tensorflow": _MIGRATE | {"crossnorm.tensorflow", "tensorflow", "keras"},
+    "crossnorm/migrate/flax.py": _MIGRATE | {"flax"},
+    "crossnorm/migrate/tf_keras.py": _MIGRATE | {"tf_keras"},
+    "crossnorm/migrate": _MIGRATE,
     "crossnorm/cli.py": {"crossnorm", "crossnorm.errors", "crossnorm.spec", "crossnorm_conformance", "typer", "rich"},
     f"{SUITE}/implementations": _SUITE_IMPORTS | {"crossnorm.torch", "crossnorm.tensorflow"} | _PEERS,
     # Peers only: what it says of them must not lean on our own layers.

@@ -7,6 +7,7 @@ many terms that may cancel (before a batch normalization a bias has none), so th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ Key = tuple[str, str | int]
 _OUTPUT = ("", 0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
     """One call of one layer.
 
@@ -90,9 +91,10 @@ class Units:
     """The rounding units of a run, each to be broadcast against its quantity.
 
     Attributes:
-        outputs, output_gradients: by `Call.key`; the output of the model by `WHOLE`.
+        outputs, output_gradients: by `Call.key`.
         input_gradients: by part, number of the call and name.
         gradients, states: by part and array.
+        output: of the model's output.
     """
 
     outputs: Mapping[Key, Array]
@@ -100,6 +102,7 @@ class Units:
     input_gradients: Mapping[tuple[str, int, str], Array]
     gradients: Mapping[Key, Array]
     states: Mapping[Key, Array]
+    output: Array
 
 
 def canonical(values: Array, part: Part) -> Array:
@@ -175,6 +178,16 @@ def with_gradients(call: Call, gradients: Mapping[int, Array], output: Any, inpu
     return replace(call, gradient=None if gradient is None else canonical(gradient, call.part), input_gradients=found)
 
 
+@contextmanager
+def broken_off(calls: Sequence[Call]) -> Iterator[None]:
+    """An exception in the middle of a run keeps the calls before it, as ``calls``."""
+    try:
+        yield
+    except Exception as error:
+        error.calls = list(calls)  # type: ignore[attr-defined]
+        raise
+
+
 def measure(run: Callable[[np.random.Generator | None], Recording], own: Recording) -> Units:
     """The units of a run.
 
@@ -199,7 +212,8 @@ def measure(run: Callable[[np.random.Generator | None], Recording], own: Recordi
             dtype = stored.get(key[:2], "float32")
             move, magnitude = (np.max(each, axis=axes, keepdims=True, initial=0) for each in (moves[kind, key], np.abs(values)))
             found[kind][key] = move + unit_roundoff(dtype) * magnitude + smallest_normal(dtype)
-    return Units(**found)
+    output = found.pop("output")[_OUTPUT]
+    return Units(output=output, **found)
 
 
 def _quantities(recording: Recording) -> Iterator[tuple[tuple[str, Any], Array]]:
