@@ -18,11 +18,6 @@ class Glue(NamedTuple):
     shape: str
     factor: float
 
-    def __str__(self) -> str:
-        words = [self.activation, self.shape]
-        words += [f"a factor of {self.factor:.6g}"] if self.factor != 1 else []
-        return " and ".join(filter(None, words)) or "nothing"
-
     def __call__(self, output: Array) -> Array:
         return _SHAPES[self.shape](ACTIVATIONS[self.activation](output.astype(np.float64))) * self.factor
 
@@ -144,3 +139,16 @@ def same(one: Glue, other: Glue) -> bool:
     return (
         one.activation == other.activation and shapes[0] == shapes[1] and math.isclose(one.factor, other.factor, rel_tol=1e-4)
     )
+
+
+def contrast(one: Glue, other: Glue) -> tuple[str, str]:
+    """In what two of them differ, in words."""
+    words: list[list[str]] = [[], []]
+    for each, found in zip((one, other), words, strict=True):
+        if one.activation != other.activation:
+            found.append(each.activation or "no activation")
+        if one.shape != other.shape:
+            found.append(each.shape or "nothing else")
+        if one.factor != other.factor:
+            found.append(f"a factor of {each.factor:.6g}")
+    return " and ".join(words[0]), " and ".join(words[1])

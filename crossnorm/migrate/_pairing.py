@@ -3,19 +3,35 @@
 import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
+from typing import NamedTuple
 
 from crossnorm.errors import MigrationError
 from crossnorm.spec import NormSpec
 
 from ._trace import Call
 
-Pairs = list[tuple[Call | None, Call | None]]
+
+class Pair(NamedTuple):
+    """What is one in both models: usually one call each; none where the other has nothing like it; several where one layer of a
+    model, a stacked LSTM say, is several layers of the other."""
+
+    one: tuple[Call, ...]
+    other: tuple[Call, ...]
+
+    @property
+    def single(self) -> bool:
+        return len(self.one) == len(self.other) == 1
 
 
-def paired(one: Sequence[Call], other: Sequence[Call], names: Mapping[str, str] | None = None) -> Pairs:
+def paired(
+    one: Sequence[Call], other: Sequence[Call], sizes: Mapping[int, int], names: Mapping[str, str] | None = None
+) -> list[Pair]:
     """The calls of two runs, in the order of execution: by the names given, by equal names, then by kinds in their order.
 
-    A call that the other run has not is paired with None.
+    Args:
+        one, other: the calls.
+        sizes: how many parts a layer is, by its id.
+        names: of parts of one model, and who they are in the other.
     """
     given = dict(names or {})
     for side, calls, asked in (("first", one, given), ("second", other, given.values())):
@@ -24,51 +40,64 @@ def paired(one: Sequence[Call], other: Sequence[Call], names: Mapping[str, str] 
                 f"diff: pairs names {', '.join(map(repr, unknown))}, which the {side} model does not call; it calls "
                 f"{', '.join(sorted({call.part.name for call in calls}))}"
             )
-    fixed = _by_name(one, other, given)
-    pairs: Pairs = []
+    pairs: list[Pair] = []
     i = j = 0
-    for call, partner in [*fixed, (None, None)]:
+    for call, partner in [*_by_name(one, other, given), (None, None)]:
         end_i = len(one) if call is None else one.index(call)
         end_j = len(other) if partner is None else other.index(partner)
-        pairs += _by_kind(one[i:end_i], other[j:end_j])
-        if call is not None:
-            pairs.append((call, partner))
+        pairs += _by_kind(one[i:end_i], other[j:end_j], sizes)
+        if call is not None and partner is not None:
+            pairs.append(Pair((call,), (partner,)))
         i, j = end_i + 1, end_j + 1
     return pairs
 
 
-def _by_name(one: Sequence[Call], other: Sequence[Call], given: Mapping[str, str]) -> list[tuple[Call, Call]]:
-    """The longest run of pairs that the names decide and the orders of both models agree on."""
-    partners = {_key(call.part.name, call.number): call for call in other}
-    found: list[tuple[Call, Call]] = []
+def _by_name(one: Sequence[Call], other: Sequence[Call], given: Mapping[str, str]) -> list[tuple[Call | None, Call | None]]:
+    """The pairs that names decide: those given, and all if every name and kind has its equal, in the same order."""
+    if not given and [_key(call) for call in one] == [_key(call) for call in other]:
+        return list(zip(one, other, strict=True))
+    partners = {(call.part.name, call.number): call for call in other}
+    found: list[tuple[Call | None, Call | None]] = []
     last = -1
     for call in one:
-        name = given.get(call.part.name)
-        partner = partners.get(_key(call.part.name if name is None else name, call.number))
-        # By the name alone only what is also of the same kind: "0" and "1" are names of many things.
-        if partner is None or (name is None and partner.part.kind != call.part.kind):
+        partner = partners.get((given.get(call.part.name, ""), call.number))
+        if partner is None:
             continue
         place = other.index(partner)
-        if place > last:
-            found.append((call, partner))
-            last = place
-        elif name is not None:
+        if place <= last:
             raise MigrationError(
-                f"diff: pairs={{{call.part.name!r}: {name!r}}} contradicts the order of execution of the pairs before; name others"
+                f"diff: the pair {call.part.name!r}, {partner.part.name!r} contradicts the order of execution of the pairs "
+                "before it; name others"
             )
-    complete = len(found) == len(one) == len(other)
-    return found if complete else [pair for pair in found if pair[0].part.name in given]
+        found.append((call, partner))
+        last = place
+    return found
 
 
-def _by_kind(one: Sequence[Call], other: Sequence[Call]) -> Pairs:
-    matcher = SequenceMatcher(None, [call.part.kind for call in one], [call.part.kind for call in other], autojunk=False)
-    pairs: Pairs = []
+def _by_kind(one: Sequence[Call], other: Sequence[Call], sizes: Mapping[int, int]) -> list[Pair]:
+    left, right = ([call for call in calls for _ in range(sizes[id(call.part.layer)])] for calls in (one, other))
+    matcher = SequenceMatcher(None, [call.part.kind for call in left], [call.part.kind for call in right], autojunk=False)
+    links: list[tuple[Call | None, Call | None]] = []
     for _, i, end_i, j, end_j in matcher.get_opcodes():
-        left, right = list(one[i:end_i]), list(other[j:end_j])
-        while left and right and _comparable(left[0], right[0]):
-            pairs.append((left.pop(0), right.pop(0)))
-        pairs += [(call, None) for call in left]
-        pairs += [(None, call) for call in right]
+        mine, theirs = left[i:end_i], right[j:end_j]
+        while mine and theirs and _comparable(mine[0], theirs[0]):
+            links.append((mine.pop(0), theirs.pop(0)))
+        links += [(call, None) for call in mine]
+        links += [(None, call) for call in theirs]
+    return _joined(links)
+
+
+def _joined(links: Sequence[tuple[Call | None, Call | None]]) -> list[Pair]:
+    """One pair of all links that share a call."""
+    pairs: list[Pair] = []
+    for call, partner in links:
+        if pairs and ((call is not None and call in pairs[-1].one) or (partner is not None and partner in pairs[-1].other)):
+            last = pairs.pop()
+            mine = last.one if call is None or call in last.one else (*last.one, call)
+            theirs = last.other if partner is None or partner in last.other else (*last.other, partner)
+            pairs.append(Pair(mine, theirs))
+        else:
+            pairs.append(Pair(() if call is None else (call,), () if partner is None else (partner,)))
     return pairs
 
 
@@ -77,5 +106,5 @@ def _comparable(one: Call, other: Call) -> bool:
     return one.part.kind == other.part.kind or all(isinstance(call.part.settings, NormSpec) for call in (one, other))
 
 
-def _key(name: str, number: int) -> tuple[str, int]:
-    return re.sub(r"[^a-z0-9]+", ".", name.lower()).strip("."), number
+def _key(call: Call) -> tuple[str, str, int]:
+    return re.sub(r"[^a-z0-9]+", ".", call.part.name.lower()).strip("."), call.part.kind, call.number

@@ -252,7 +252,7 @@ def test_a_tensor_too_much_or_too_little_is_named(parts, tmp_path):
     assert "'block.rms_norm.scale'" in refused(file_of(header, document, numbers), tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["I32", "F8_E4M3", "BOOL", "U8"])
+@pytest.mark.parametrize("dtype", ["I32", "U32", "F8_E4M3", "BOOL", "U8"])
 def test_another_dtype_is_refused(dtype, parts, tmp_path):
     header, document, numbers = parts
     header["block.rms_norm.scale"]["dtype"] = dtype

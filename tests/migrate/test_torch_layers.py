@@ -636,6 +636,20 @@ def test_writing_is_in_place(row):
     assert_same(describe(layer), description._replace(arrays=new))
 
 
+@pytest.mark.parametrize("name", ["torch-hook-spectral-Linear", "torch-hook-weight-Linear", "ours-spectral_norm-u"])
+def test_the_effective_weight_is_the_new_one_before_any_call(name):
+    make, shape = LAYERS[name]
+    layer, other = make(), make()
+    train(layer, shape)
+    train(other, shape)
+    layer.eval()(inputs(shape, 5))
+    description = describe(layer)
+    again = build(*description, framework="torch", native=name.startswith("torch"))
+    assert torch.equal(again.eval().weight, layer.weight)
+    write(other, description.arrays)
+    assert torch.equal(other.eval().weight, layer.weight)
+
+
 @pytest.mark.parametrize("arrays", [{"scale": np.ones(3), "offset": np.ones(4)}, {"scale": np.ones(3), "more": np.ones(3)}])
 def test_a_bad_write_writes_nothing(arrays):
     layer = nn.LayerNorm(3)

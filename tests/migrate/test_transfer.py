@@ -446,3 +446,24 @@ def test_a_subclassed_keras_model():
     source = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     assert transfer(source, target, inputs=X).worst <= VERDICT
     np.testing.assert_allclose(target(tf.constant(X.numpy())), source(X).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_two_biases_of_torch_are_noted():
+    torch_model, keras_model = stacked()
+    assert any("two biases" in note for note in transfer(torch_model, keras_model).notes)
+
+
+def test_half_computation_is_named_where_the_proof_fails():
+    source = nn.Sequential(nn.Linear(4, 3))
+    target = keras.Sequential([keras.Input((4,)), layers.Dense(3, dtype="mixed_float16")])
+    with pytest.raises(MigrationError, match="what they compute in, float32 against float16"):
+        transfer(source, target, inputs=X)
+
+
+def test_a_progress_bar_is_drawn_on_stderr(capsys):
+    transfer(dense(4, 4), dense(4, 4), inputs=X, progress=True)
+    captured = capsys.readouterr()
+    assert "copying" in captured.err
+    assert captured.out == ""
+    transfer(dense(4, 4), dense(4, 4), inputs=X)
+    assert capsys.readouterr().err == ""

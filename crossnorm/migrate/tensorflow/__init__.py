@@ -9,6 +9,10 @@ from .layers import describe as describe
 from .layers import variables as variables
 from .layers import write as write
 from .parts import parts as parts
+from .rebuild import activated as activated
+from .rebuild import rebuilt as rebuilt
 from .trace import record as record
 from .trace import replay as replay
 from .trace import units as units
+from .weights import load_model as load_model
+from .weights import load_weights as load_weights

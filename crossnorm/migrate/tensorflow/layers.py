@@ -15,7 +15,7 @@ from crossnorm.tensorflow._arrangement import Arrangement, arrangement, owner
 from crossnorm.tensorflow._base import _ATTRIBUTES, SpecLayer
 from crossnorm.tensorflow._weight import _KERNELS, WeightWrapper, _variable
 
-from .._description import Description, Layout
+from .._description import Description, Layout, checked
 from .._natives import arguments_of, fields_of, obeyed, refuse, spec_of
 from .linear import check_built, computes_as, layer_of, settings_of
 
@@ -75,7 +75,7 @@ def describe(layer: keras.layers.Layer, name: str | None = None) -> Description:
     arrays = {key: place.read() for key, place in places.items()}
     if any(array.name == "batches_tracked" for array in spec.state):
         arrays.setdefault("batches_tracked", np.zeros((), np.int64))
-    return Description(spec, layout, arrays)
+    return checked(spec, layout, arrays, "describe")
 
 
 def variables(layer: keras.layers.Layer, name: str | None = None) -> dict[str, tuple[keras.Variable, ...]]:
@@ -121,7 +121,6 @@ def build(description: Description, native: bool = False, holder: keras.layers.L
         Unsupported: what the layer has no means for: a convention, a kind of holder, arrays that it would round.
     """
     spec, layout, arrays = description
-    _check_arrays(spec, arrays)
     if isinstance(spec, WeightSpec):
         layer = _wrapper(spec, layout, arrays, native, holder)
     elif holder is not None:
@@ -216,12 +215,16 @@ def _held(layer: Any, array: str) -> keras.Variable | None:
 
 def _layout(layer: Any, axes: Sequence[int]) -> Layout:
     ordered = tuple(sorted(axes))
-    if ordered == tuple(range(-len(ordered), 0)):
-        axis: Any = None
-    else:
-        axis = ordered[0] if len(ordered) == 1 else ordered
-    ndim = getattr(layer.input_spec, "ndim", None)
-    return Layout(axis=axis, rank=None if ndim is None else ndim - 2, dtype=layer.dtype_policy.name)
+    last = ordered == tuple(range(-len(ordered), 0))
+    taken = layer.input_spec
+    ndim = getattr(taken, "ndim", None) or getattr(taken, "max_ndim", None)
+    if ndim is None and ordered[-1] >= 0:  # counted from the front, normalized axes are the last ones of some ranks only
+        ndim = len(layer.get_build_config()["input_shape"])
+    return Layout(
+        axis=None if last else ordered[0] if len(ordered) == 1 else ordered,
+        rank=None if ndim is None else ndim - 2,
+        dtype=layer.dtype_policy.name,
+    )
 
 
 def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, dict[str, _Place]]:
@@ -279,18 +282,6 @@ def _refuse(layer: Any, what: str, remedy: str) -> NoReturn:
 # Building.
 
 
-def _check_arrays(spec: NormSpec, arrays: Mapping[str, Array]) -> None:
-    shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
-    given = {name: array.shape for name, array in arrays.items()}
-    if isinstance(spec, WeightSpec):
-        shapes["weight"] = spec.shape
-        given.pop("bias", None)
-    if given != shapes:
-        raise MigrationError(
-            f"crossnorm.migrate: arrays of shapes {given} are not those of {spec.method}, {shapes}; give what describe gives"
-        )
-
-
 def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
     """The dtype policy that computes in ``dtype``, torch's or Keras' name, and stores these arrays as they are."""
     stored, compute = {str(array.dtype) for array in arrays.values()}, dtype.removeprefix("mixed_")
@@ -303,11 +294,15 @@ def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
 
 
 def _own_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
-    shape = _input_shape(spec, layout, least=3 if spec.method == "instance_norm" else 2)
+    least = 3 if spec.method == "instance_norm" else 2
+    shape = _input_shape(spec, layout, least)
     axis = {} if layout.axis is None else {"axis": _as_list(layout.axis)}
     layer = crossnorm.tensorflow.layer(spec, dtype=policy, **axis)
     layer.build(shape)
-    _open_rank(layer, layout)
+    if layout.rank is None:
+        _take_ranks(layer, len(shape), None)
+    elif layout.rank == 1 and least == 2 and layout.axis in (None, 1) and getattr(spec, "spatial", None) is None:
+        _take_ranks(layer, 2, 3)  # as the layers of torch do that are for one dimension
     return layer
 
 
@@ -333,7 +328,8 @@ def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.L
     if kept_mean:
         layer.rms_scaling = True
     layer.build(shape)
-    _open_rank(layer, layout)
+    if layout.rank is None:
+        _take_ranks(layer, len(shape), None)
     return layer
 
 
@@ -350,7 +346,7 @@ def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None
         spatial = getattr(spec, "spatial", None)
         rank = layout.rank if spatial is None else len(spatial)
     else:
-        sizes, spatial, rank = spec.shape, None, None
+        sizes, spatial, rank = spec.shape, None, layout.rank
         axes = tuple(range(-len(sizes), 0)) if axis is None else (axis,) if isinstance(axis, int) else axis
     if len(axes) != len(sizes) or not all(isinstance(each, int) for each in axes):
         raise MigrationError(f"crossnorm.migrate: axis={axis!r} of {spec.method} does not name the axes of sizes {sizes}")
@@ -369,11 +365,11 @@ def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None
     return tuple(shape)
 
 
-def _open_rank(layer: Any, layout: Layout) -> None:
-    """Let a layer that was built for some rank take any, where the layout does not say one."""
+def _take_ranks(layer: Any, least: int, most: int | None) -> None:
+    """Let a layer that was built for one rank take others; those that know no channel do so already."""
     built = layer.input_spec
-    if layout.rank is None and getattr(built, "ndim", None) is not None and None not in built.axes.values():
-        layer.input_spec = keras.layers.InputSpec(min_ndim=built.ndim, axes=built.axes)
+    if getattr(built, "ndim", None) is not None and None not in built.axes.values():
+        layer.input_spec = keras.layers.InputSpec(min_ndim=least, max_ndim=most, axes=built.axes)
 
 
 # Building wrappers.

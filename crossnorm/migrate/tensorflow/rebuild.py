@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import keras
+
 from crossnorm.errors import Unsupported
 from crossnorm.spec import NormSpec
 
@@ -35,6 +37,24 @@ def rebuilt(part: Part, settings: Any, arrays: Arrays, dtype: str | None = None)
     new = parts(layer)[0]
     new.write({name: array for name, array in arrays.items() if name in new.arrays})
     return replace(new, axis=part.axis, batch_axis=part.batch_axis)
+
+
+def activated(part: Part, activation: str) -> Part:
+    """A part whose layer, still the same, is followed by an activation."""
+    if activation == "linear":
+        return part
+    return replace(part, layer=_Activated(part.layer, activation))
+
+
+class _Activated(keras.layers.Layer):
+    # No keras.Sequential, which would leave its marks on the layer.
+    def __init__(self, layer: keras.layers.Layer, activation: str) -> None:
+        super().__init__(dtype=layer.dtype_policy)
+        self.layer, self.activation = layer, keras.activations.get(activation)
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        return self.activation(self.layer(inputs))
 
 
 def _arguments(settings: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .._trace import (
     Replay,
     Units,
     arranged,
+    broken_off,
     canonical,
     main_inputs,
     measure,
@@ -59,7 +60,7 @@ def record(
     with _undisturbed(model, restore):
         given = [_tensor(x, dtype) for x, dtype in zip(inputs, _input_dtypes(model, inputs), strict=True)]
         watched = [tensor for tensor in given if tensor.dtype.is_floating]
-        with _taped(cotangent is not None, watched) as tape, _wrapped(parts, calls, taps):
+        with _taped(cotangent is not None, watched) as tape, _wrapped(parts, calls, taps), broken_off(calls):
             output = _first(_called(model, given, {} if training is None else {"training": training}))
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(tape, output, cotangent, [*tapped, *watched], learned)

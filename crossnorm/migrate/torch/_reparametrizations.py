@@ -167,9 +167,11 @@ def _rows(layer: nn.Module, name: str, dim: int) -> dict[str, str]:
 
 
 def _gain(scale: float, columns: int) -> float:
-    """timm keeps ``gain * columns ** -0.5``: the shortest number that gives it."""
-    gains = (float(f"{scale * math.sqrt(columns):.{digits}g}") for digits in range(1, 18))
-    return next((gain for gain in gains if gain * columns**-0.5 == scale), scale * math.sqrt(columns))
+    """timm keeps ``gain * columns ** -0.5``: the shortest number that gives it, or one of those close by."""
+    gain = scale * math.sqrt(columns)
+    shorter = (float(f"{gain:.{digits}g}") for digits in range(1, 18))
+    beside = (math.nextafter(gain, 0), math.nextafter(gain, math.inf))
+    return next((found for found in (*shorter, *beside) if found * columns**-0.5 == scale), gain)
 
 
 def _holder(layer: Any) -> Linear | None:

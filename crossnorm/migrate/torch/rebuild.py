@@ -25,18 +25,11 @@ def rebuilt(part: Part, settings: Any, arrays: Arrays, dtype: str | None = None)
     """A part with a new layer of other settings and arrays, in the mode of the old one; what torch lacks is Unsupported."""
     old = part.layer
     wanted = getattr(torch, dtype) if dtype else next((t.dtype for t in old.parameters()), torch.float32)
-    activation = None
     if isinstance(settings, NormSpec):
         description = describe(old)
         layout = description.layout if dtype is None else replace(description.layout, dtype=dtype)
         layer = build(description._replace(spec=settings, layout=layout, arrays=dict(arrays)))
     elif isinstance(settings, Linear):
-        if settings.activation != "linear":
-            if settings.activation not in _ACTIVATIONS:
-                raise Unsupported(
-                    f"crossnorm.migrate: no torch module computes activation={settings.activation!r}; name another"
-                )
-            activation = _ACTIVATIONS[settings.activation]()
         layer = module_of(replace(settings, activation="linear"))
     elif isinstance(settings, Attention):
         sizes = dict(zip(("embed_dim", "kdim", "vdim"), settings.inputs, strict=True))
@@ -47,4 +40,15 @@ def rebuilt(part: Part, settings: Any, arrays: Arrays, dtype: str | None = None)
     new = parts(layer)[0]
     new.write({name: array for name, array in arrays.items() if name in new.arrays})
     new = replace(new, axis=part.axis, batch_axis=part.batch_axis)
-    return new if activation is None else replace(new, layer=nn.Sequential(layer, activation))
+    return activated(new, getattr(settings, "activation", "linear"))
+
+
+def activated(part: Part, activation: str) -> Part:
+    """A part whose layer, still the same, is followed by an activation."""
+    if activation == "linear":
+        return part
+    if activation not in _ACTIVATIONS:
+        raise Unsupported(
+            f"crossnorm.migrate: no torch module computes activation={activation!r}; use one of {list(_ACTIVATIONS)}"
+        )
+    return replace(part, layer=nn.Sequential(part.layer, _ACTIVATIONS[activation]()))

@@ -20,6 +20,7 @@ from .._trace import (
     Replay,
     Units,
     arranged,
+    broken_off,
     canonical,
     main_inputs,
     measure,
@@ -56,7 +57,7 @@ def record(
     learned = [v for part in parts for v in _learned(part)] if cotangent is not None else []
     with _undisturbed(model, training, restore), torch.set_grad_enabled(cotangent is not None):
         given = _tensors(model, inputs, cotangent is not None)
-        with _hooks(parts, calls, taps):
+        with _hooks(parts, calls, taps), broken_off(calls):
             output = _first(model(*given))
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(output, cotangent, [*tapped, *given, *learned])
@@ -103,7 +104,12 @@ def replay(
     with _undisturbed(layer, training, True), torch.set_grad_enabled(cotangent is not None):
         own = main_inputs(call.part, parameters, call.args, call.kwargs)
         if inputs is not None:
-            own = {name: torch.as_tensor(native(inputs[name], part)).to(like.device, like.dtype) for name, like in own.items()}
+            # Another layer may compute in another dtype.
+            dtypes = [] if layer is call.part.layer else [tensor.dtype for tensor in _floats(layer)]
+            own = {
+                name: torch.as_tensor(native(inputs[name], part)).to(like.device, dtypes[0] if dtypes else like.dtype)
+                for name, like in own.items()
+            }
         own = {name: _leaf(tensor, cotangent is not None) for name, tensor in own.items()}
         args, kwargs = with_inputs(call.part, parameters, call.args, call.kwargs, own)
         output = _first(layer(*args, **kwargs))
