@@ -4,7 +4,8 @@ What you learn:
 
 - that an optimizer has a state of its own, momentum or Adam's two means, which `transfer` leaves where it is;
 - that `transfer_optimizer` moves it, and sets what the frameworks default differently: rate, momentum, betas, epsilon;
-- that training then goes on as if nothing had happened, and that a fresh optimizer, with the same settings, does not.
+- that training then goes on as if nothing had happened, and that a fresh optimizer, with the same settings, does not;
+- what is left: Adam's epsilon has another place in torch than in Keras, and the report says how much that matters.
 
 All is in float64, so that rounding hides nothing. Run it, some seconds on one core:
 
@@ -16,7 +17,7 @@ from functools import partial
 
 import keras
 import torch
-from _digits import BATCH, digits, relative, train_in_keras, train_in_torch
+from _digits import BATCH, LEARNING_RATE, MOMENTUM, digits, relative, train_in_keras, train_in_torch
 from keras import layers
 from torch import nn
 
@@ -26,14 +27,23 @@ from crossnorm.migrate._optimizers import transfer_optimizer
 BEFORE = slice(0, 20 * BATCH)
 AFTER = slice(20 * BATCH, 40 * BATCH)
 
-# Keras' optimizers; then torch's, with defaults that transfer_optimizer will correct, and one that starts afresh.
+# Keras' optimizer; torch's, with torch's defaults; and torch's with the settings of Keras', but no state.
 OPTIMIZERS = {
-    "SGD": (partial(keras.optimizers.SGD, 0.05, momentum=0.9), partial(torch.optim.SGD, lr=0.05, momentum=0.9)),
-    "Adam": (partial(keras.optimizers.Adam, 0.002), partial(torch.optim.Adam, lr=0.002, eps=1e-7)),
+    "SGD": (
+        partial(keras.optimizers.SGD, LEARNING_RATE, MOMENTUM),
+        torch.optim.SGD,
+        partial(torch.optim.SGD, lr=LEARNING_RATE, momentum=MOMENTUM),
+    ),
+    "Adam": (
+        partial(keras.optimizers.Adam, LEARNING_RATE / 32),
+        torch.optim.Adam,
+        partial(torch.optim.Adam, lr=LEARNING_RATE / 32, eps=1e-7),
+    ),
 }
 
 
 def in_keras():
+    """A small network in Keras."""
     return keras.Sequential(
         [
             keras.Input((8, 8, 1), dtype="float64"),
@@ -47,6 +57,7 @@ def in_keras():
 
 
 def in_torch():
+    """The same in torch, training as Keras would."""
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16, eps=1e-3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10)
     )
@@ -58,7 +69,7 @@ def resumed(name):
     keras.utils.set_random_seed(0)
     images, labels, *_ = digits()
     images = images.astype("float64")
-    keras_optimizer, torch_optimizer = OPTIMIZERS[name]
+    keras_optimizer, torch_optimizer, fresh_optimizer = OPTIMIZERS[name]
 
     source, optimizer = in_keras(), keras_optimizer()
     train_in_keras(source, images[BEFORE], labels[BEFORE], optimizer)
@@ -70,7 +81,7 @@ def resumed(name):
     print(f"{name}\n{transfer_optimizer(optimizer, moved, report.pairs)}\n")
 
     there = train_in_torch(target, images[AFTER], labels[AFTER], moved)
-    afresh = train_in_torch(fresh, images[AFTER], labels[AFTER], torch_optimizer(fresh.parameters()))
+    afresh = train_in_torch(fresh, images[AFTER], labels[AFTER], fresh_optimizer(fresh.parameters()))
     here = train_in_keras(source, images[AFTER], labels[AFTER], optimizer)
     return {"moved": relative(there, here), "fresh": relative(afresh, here)}
 
@@ -79,9 +90,10 @@ def main():
     """Print how far torch is from Keras after the move; return the numbers by optimizer."""
     results = {name: resumed(name) for name in OPTIMIZERS}
     print("20 steps in Keras, 20 steps more in both. How far torch is from Keras, relative to the largest value:\n")
-    print(f"{'':<26}" + "".join(f"{name + ', ' + which:>15}" for name in results for which in ("moved", "fresh")))
-    for row in results["SGD"]["moved"]:
-        print(f"{row:<26}" + "".join(f"{result[which][row]:>15.0e}" for result in results.values() for which in ("moved", "fresh")))
+    columns = {f"{name}, {which}": distances for name, result in results.items() for which, distances in result.items()}
+    print(f"{'':<20}" + "".join(f"{column:>15}" for column in columns))
+    for row in columns["SGD, moved"]:
+        print(f"{row:<20}" + "".join(f"{distances[row]:>15.0e}" for distances in columns.values()))
     return results
 
 
