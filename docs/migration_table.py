@@ -191,7 +191,12 @@ def _table(method: str) -> str:
     layers = in_torch(example(method)), in_keras(example(method))
     names = _names_in_torch(layers[0]), _names_in_keras(layers[1])
     rows = [
-        (f"array `{role}`", *(f"`{held[role]}`" if role in held else "none" for held in names), "copied", _answers(method, role))
+        (
+            f"array `{role}`",
+            *(f"`{held[role]}`" if role in held else "none" for held in names),
+            "copied",
+            _answers(method, role),
+        )
         for role in describe(layers[0]).arrays
     ]
     native = comparison(method)

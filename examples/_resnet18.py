@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import keras
-import torch
 from keras import layers
 from torch import nn
 

@@ -2,11 +2,11 @@
 
 What you learn:
 
-- that two models that give different predictions part at one layer first, and that `diff` finds it: each layer of the port is run
-  alone, too, on what the layer of the original received, so that a mistake does not hide behind those before it;
+- that two models that give different predictions part at one layer first, and that `diff` finds it: each layer of the port is
+  run alone, too, on what the layer of the original received, so that a mistake does not hide behind those before it;
 - that a cause is no guess: the suspected field or array is put right, and what is left of the difference is measured;
-- that predictions that agree are not the end: a training step is compared too, and the last of the three mistakes is one that no
-  prediction shows.
+- that predictions that agree are not the end: a training step is compared too, and the last of the three mistakes is one that
+  no prediction shows.
 
 Run it, some seconds on one core:
 
@@ -17,6 +17,7 @@ import keras
 import torch
 from _digits import digits, train_in_keras
 from keras import layers
+from rich.console import Console
 from torch import nn
 
 from crossnorm.migrate import convert, diff, rules
@@ -56,12 +57,13 @@ class Port(nn.Module):
         arrays = {layer.name: [torch.tensor(array) for array in layer.get_weights()] for layer in source.layers}
         with torch.no_grad():
             self.conv1.weight.copy_(arrays["conv1"][0].permute(3, 2, 0, 1))
-            self.conv2.weight.copy_(arrays["conv2"][0].T)
+            self.conv2.weight.copy_(arrays["conv2"][0].permute(3, 2, 1, 0))
             self.fc.weight.copy_(arrays["fc"][0].T)
             self.fc.bias.copy_(arrays["fc"][1])
             for name, layer in (("bn1", self.bn1), ("bn2", self.bn2)):
-                for mine, array in zip((layer.weight, layer.bias, layer.running_mean, layer.running_var), arrays[name], strict=True):
-                    mine.copy_(array)
+                own = layer.weight, layer.bias, layer.running_mean, layer.running_var
+                for tensor, array in zip(own, arrays[name], strict=True):
+                    tensor.copy_(array)
 
     def forward(self, x):
         x = self.bn1(self.conv1(x)).relu()
@@ -70,7 +72,7 @@ class Port(nn.Module):
 
 
 def mend_kernel(port):
-    # .T turns all axes around: (out, in, width, height).
+    # (3, 2, 1, 0) turns all axes around: (out, in, width, height).
     with torch.no_grad():
         port.conv2.weight.copy_(port.conv2.weight.mT.clone())
 
@@ -86,18 +88,19 @@ def mend_estimator(port):
 
 
 def main():
-    """Find and mend; return what was found, in order."""
+    """Find and mend; return what was found, in order, and the last comparison."""
     source = original()
     port = Port(source).eval()
     images, *_ = digits()
     found = []
-    for mend in (mend_kernel, mend_eps, mend_estimator):
-        difference = diff(source, port, images[:16], names=("Keras", "the port"))
-        print(difference, "\n", sep="")
+    # Predictions first. With step=True, the default, a step of training is compared as well.
+    for mend, step in ((mend_kernel, False), (mend_eps, False), (mend_estimator, True)):
+        difference = diff(source, port, images[:16], step=step, names=("Keras", "the port"))
+        print(difference, "\n")
         found.append(difference.first)
         mend(port)
     difference = diff(source, port, images[:16], names=("Keras", "the port"))
-    print(difference)
+    Console().print(difference)
     return {"found": found, "at the end": difference}
 
 

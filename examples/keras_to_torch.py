@@ -2,7 +2,7 @@
 
 What you learn:
 
-- that you write the network in torch as you always would, and one call, `transfer`, fills it: names, layouts and order are found;
+- that you write the network in torch as you always would, and one call, `transfer`, fills it, whatever the names and layouts;
 - that it refuses where the two compute different things: Keras' eps is 1e-3 and torch's 1e-5;
 - that it proves what it did: the output of each layer, in units of what rounding weights and images once could have caused;
 - what it reports and cannot mend: torch's layer stores another estimator of the variance than Keras'. `convert` replaces the

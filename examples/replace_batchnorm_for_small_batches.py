@@ -4,7 +4,7 @@ What you learn:
 
 - what happens to a batch norm that was fine with batches of 32 when memory allows two: in training each value is judged by one
   other image, and the loss that training lowers has little to do with the loss at inference;
-- that `convert(model, rules.group_norm(8))` puts group normalization in its place, in every layer, with the scale and the offset
+- that `convert(model, rules.group_norm(8))` puts group normalization in its place, in every layer, with the scale and offset
   that were learned. Names, other weights, hooks, dtype and device stay;
 - that the replaced model computes something else at first and has to be trained on, and that it does the same in training and
   in inference, whatever the batch.
@@ -46,15 +46,12 @@ def fit(model, images, labels, batch, epochs):
                 optimizer.step()
 
 
-def losses(model, images, labels, batch):
-    """The mean loss as training sees it, in batches, and as inference does; the running statistics stay as they are."""
-    found = []
+def loss(model, images, labels, batch):
+    """The mean loss in batches, in the mode that the model is in. A last batch of one is left out."""
+    parts = [(x, y) for x, y in zip(images.split(batch), labels.split(batch), strict=True) if len(x) > 1]
     with torch.no_grad():
-        for model, size in ((copy.deepcopy(model).train(), batch), (model.eval(), len(images))):
-            parts = zip(images.split(size), labels.split(size), strict=True)
-            parts = [(nn.functional.cross_entropy(model(x), y, reduction="sum"), len(x)) for x, y in parts if len(x) > 1]
-            found.append((sum(loss for loss, _ in parts) / sum(number for _, number in parts)).item())
-    return found
+        total = sum(nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts)
+    return (total / sum(len(x) for x, _ in parts)).item()
 
 
 def main():
@@ -78,12 +75,13 @@ def main():
         ("batch norm, then batches of 2", kept, 2),
         ("group norm, then batches of 2", replaced, 2),
     ):
-        training, inference = losses(model, images, labels, batch)
+        training = loss(copy.deepcopy(model).train(), images, labels, batch)  # a copy: it moves the running statistics
+        inference = loss(model.eval(), images, labels, batch)
         right = accuracy(model, validation_images, validation_labels)
         results[name] = {"training": training, "inference": inference, "accuracy": right}
         print(f"{name:<32}{training:>16.3f}{inference:>17.3f}{right:>10.1%}")
-    print(f"\nLosses of the training images, accuracy on the validation images. Replaced and not yet trained on: {at_once:.1%}.")
-    return results | {"at once": at_once}
+    print(f"\nLosses of the training images, accuracy on the others. Replaced and not yet trained on: {at_once:.1%}.")
+    return {"at once": at_once, **results}
 
 
 if __name__ == "__main__":
