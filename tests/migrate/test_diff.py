@@ -159,7 +159,11 @@ FAULTS = {
     "one channel": (one_channel, "3", "bias differs in channel 2 only"),
     "missing bias": (attribute(3, bias=None), "3", "bias against none"),
     "padding": (attribute(0, padding=(0, 0)), "0", "padding ((1, 1), (1, 1)) against ((0, 0), (0, 0))"),
-    "padding mode": (attribute(0, padding_mode="circular", _reversed_padding_repeated_twice=[1] * 4), "0", "padding mode zeros"),
+    "padding mode": (
+        attribute(0, padding_mode="circular", _reversed_padding_repeated_twice=[1] * 4),
+        "0",
+        "padding mode zeros",
+    ),
     "stride": (attribute(3, stride=(2, 2)), "3", "stride (1, 1) against (2, 2)"),
     "dilation": (attribute(3, dilation=(2, 2)), "3", "dilation (1, 1) against (2, 2)"),
     "groups": (attribute(4, num_groups=3), "4", "groups 2 against 3"),
@@ -253,7 +257,9 @@ def keras_network(**options):
     at = {"eps": 1e-3, "momentum": 0.9, "axis": -1, "scale": True, "strides": 1, "dilation_rate": 1, "activation": None}
     at |= {"padding": "same", "groups": 2, "heads": 2, "trainable": True, "layer": layers.BatchNormalization} | options
     inputs = keras.Input((4, 4, 4))
-    x = layers.Conv2D(4, 3, padding=at["padding"], strides=at["strides"], dilation_rate=at["dilation_rate"], name="conv")(inputs)
+    x = layers.Conv2D(4, 3, padding=at["padding"], strides=at["strides"], dilation_rate=at["dilation_rate"], name="conv")(
+        inputs
+    )
     norm = at["layer"](axis=at["axis"], epsilon=at["eps"], momentum=at["momentum"], scale=at["scale"], name="norm")
     norm.trainable = at["trainable"]
     x = layers.ReLU(name="relu")(norm(x))
@@ -265,7 +271,9 @@ def keras_network(**options):
     random = np.random.default_rng(1)
     for variable in model.weights:
         if variable.path != "seed":
-            variable.assign(random.uniform(0.2, 1.5, variable.shape) * (1 if "norm" in variable.path else random.choice([-1, 1])))
+            variable.assign(
+                random.uniform(0.2, 1.5, variable.shape) * (1 if "norm" in variable.path else random.choice([-1, 1]))
+            )
     return model
 
 
@@ -356,8 +364,9 @@ def test_a_sound_pair_of_two_frameworks_agrees():
 
 
 def test_the_estimator_and_the_decay_are_named_between_frameworks():
-    named(diff(IMAGE, keras_images("biased"), IMAGES), "1/_batch_normalization", "running variance unbiased against biased") \
-        if False else None
+    named(
+        diff(IMAGE, keras_images("biased"), IMAGES), "1/_batch_normalization", "running variance unbiased against biased"
+    ) if False else None
     found = diff(IMAGE, keras_images("biased", 0.99), IMAGES)
     assert "decay 0.9 against 0.99" in str(found)
     assert "running variance unbiased against biased" in str(found)

@@ -381,7 +381,7 @@ def test_ten_thousand_damaged_files_are_loaded_or_refused(parts, tmp_path):
         else:
             loaded += 1
     # Flips in the numbers are no damage that a file shows; all else is, in many ways.
-    assert FUZZED * 0.01 < loaded < FUZZED * 0.5
+    assert 50 < loaded < FUZZED / 2
     assert len(messages) > 5
 
 

@@ -30,6 +30,7 @@ from crossnorm import (
 )
 from crossnorm.errors import CrossnormError, MigrationError, SpecError, Unsupported
 from crossnorm.migrate import Layout, Linear, build, describe
+from crossnorm.migrate.files import load, save
 from crossnorm.migrate.torch import variables, write
 from crossnorm.migrate.torch.linear import module_of, settings_of
 from crossnorm.spec import SPECS, WeightSpec
@@ -201,6 +202,14 @@ def test_other_dtypes_are_built_again_bit_for_bit(row, dtype):
     assert description.layout.dtype == (name if floating else "float32")
     for choice in {native, False}:
         assert_same(describe(build(*description, framework="torch", native=choice)), description)
+
+
+def test_a_file_in_between_changes_nothing(row, tmp_path):
+    layer, _, native = row
+    save(tmp_path / "file", {"layer": describe(layer)})
+    description = load(tmp_path / "file")["layer"]
+    assert_same(description, describe(layer))
+    assert_same(describe(build(*description, framework="torch", native=native)), description)
 
 
 def test_half_parameters_beside_float32_statistics_survive():
@@ -405,6 +414,11 @@ def doubly(module, *rules):
     return module
 
 
+def lost(module, **attributes):
+    changed(module.parametrizations.weight[0], **attributes)
+    return module
+
+
 UNTOLD = {
     "no_norm": (lambda: nn.Linear(3, 2), "no normalization layer"),
     "unknown_norm": (lambda: nn.LocalResponseNorm(3), "no normalization layer"),
@@ -441,6 +455,9 @@ UNTOLD = {
     "outputs_in_groups": (lambda: parametrizations.spectral_norm(nn.ConvTranspose1d(4, 6, 3, groups=2)), "dim=1"),
     "kernel_axis": (lambda: old_weight_norm(nn.Conv2d(3, 4, 3), dim=2), "dim=2"),
     "vector": (lambda: parametrizations.spectral_norm(nn.Linear(3, 2), "bias"), "one dimension"),
+    "lost_vector": (lambda: lost(ours.spectral_norm(nn.Linear(3, 2)), _v=None), "wants"),
+    "lost_length": (lambda: lost(ours.weight_norm(nn.Linear(3, 2)), scale=False), "wants"),
+    "other_eps": (lambda: lost(ours.weight_norm(nn.Linear(3, 2)), eps=-1.0), "no specification allows"),
     "no_layer": (lambda: nn.Sequential(nn.LayerNorm(3)), "no normalization layer"),
 }  # fmt: skip
 
