@@ -9,6 +9,7 @@ This door opens on the specifications and imports neither framework. The layers 
 """
 
 from .errors import CrossnormError as CrossnormError
+from .errors import MigrationError as MigrationError
 from .errors import SpecError as SpecError
 from .errors import Unsupported as Unsupported
 from .spec import INFERENCE as INFERENCE

@@ -29,7 +29,7 @@ def convert(model: Model, rule: Callable[[str, Any, Description], Any]) -> Model
 
     Returns:
         The model with its new layers; use what is returned. A torch module or a subclassed Keras model is changed in place.
-        Instead of a functional or sequential Keras model there is a new one, with copies of all weights, compiled anew where the
+        Instead of a functional or sequential Keras model there is a new one, with copies of all weights, compiled anew if the
         old one was.
 
     Raises:

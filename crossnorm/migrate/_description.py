@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Self, get_args, get_origin, get_type_hints
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from ._settings import Linear
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 COUNTERS = ("int32", "int64")
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # NumPy has none of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,13 +46,13 @@ class Layout:
     def __post_init__(self) -> None:
         _check_types(self)
         if self.rank is not None and self.rank < 0:
-            _refuse(f"Layout: rank={self.rank} is negative", "give the number of spatial dimensions")
+            refuse(f"Layout: rank={self.rank} is negative", "give the number of spatial dimensions")
         if self.axis == ():
-            _refuse("Layout: axis=() is empty", "name at least one axis, or None")
+            refuse("Layout: axis=() is empty", "name at least one axis, or None")
         if self.holder is not None:
             _check_types(self.holder)
             if len(self.holder.shape) < 2 or min(*self.holder.shape, self.holder.groups) < 1:
-                _refuse(
+                refuse(
                     f"Layout: a holder of shape {self.holder.shape} with groups={self.holder.groups} has no weight",
                     "give at least two sizes, and groups, of at least 1",
                 )
@@ -132,7 +134,7 @@ def build(
     ('crossnorm.torch.group_norm', 2)
     """
     if framework not in ("torch", "tensorflow"):
-        _refuse(f"build: framework={framework!r} is not 'torch' or 'tensorflow'", "choose one of them")
+        refuse(f"build: framework={framework!r} is not 'torch' or 'tensorflow'", "choose one of them")
     return room(framework).build(checked(spec, layout, arrays, "build"), native, holder)
 
 
@@ -140,12 +142,12 @@ def checked(spec: Any, layout: Any, arrays: Any, who: str) -> Description:
     """A description whose parts go together, its arrays in the specification's order; in the name of ``who``."""
     if not (isinstance(spec, NormSpec) and isinstance(layout, Layout) and isinstance(arrays, Mapping)):
         kinds = ", ".join(type(part).__name__ for part in (spec, layout, arrays))
-        _refuse(f"{who}: ({kinds}) is no specification, Layout and dictionary of arrays", "give what describe returned")
+        refuse(f"{who}: ({kinds}) is no specification, Layout and dictionary of arrays", "give what describe returned")
     for name, array in arrays.items():
         wanted = COUNTERS if name == "batches_tracked" else FLOATING
         if not isinstance(array, np.ndarray | np.generic) or array.dtype.name not in wanted:
             kind = getattr(array, "dtype", type(array).__name__)
-            _refuse(f"{who}: the array {name!r} of {spec.method} is of {kind}, not one of {', '.join(wanted)}", "convert it")
+            refuse(f"{who}: the array {name!r} of {spec.method} is of {kind}, not one of {', '.join(wanted)}", "convert it")
     shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
     if isinstance(spec, WeightSpec):
         shapes["weight"] = spec.shape
@@ -155,9 +157,9 @@ def checked(spec: Any, layout: Any, arrays: Any, who: str) -> Description:
             shapes["bias"] = (_outputs(layout.holder),)
     found = {name: array.shape for name, array in arrays.items()}
     if found != shapes:
-        _refuse(f"{who}: {spec.method} has arrays of shapes {found}, not {shapes}", "give each array its name and shape")
+        refuse(f"{who}: {spec.method} has arrays of shapes {found}, not {shapes}", "give each array its name and shape")
     if isinstance(spec, WeightSpec) and layout.holder is not None and spec.shape not in _rows_first(spec, layout.holder):
-        _refuse(
+        refuse(
             f"{who}: {spec.method} of shape {spec.shape} is not of a {layout.holder.kind} whose weight has the shape "
             f"{layout.holder.shape}",
             "give the layer that holds the weight",
@@ -183,17 +185,17 @@ def _rows_first(spec: WeightSpec, holder: Linear) -> list[tuple[int, ...]]:
 # From and to plain values.
 
 
-def _refuse(what: str, remedy: str) -> NoReturn:
+def refuse(what: str, remedy: str) -> NoReturn:
     raise MigrationError(f"crossnorm.migrate.{what}; {remedy}")
 
 
 def _fields_of(cls: type[Any], data: Any) -> dict[str, Any]:
     """The values for a dataclass of a dictionary that is to have no others; lists are tuples."""
     if not isinstance(data, Mapping):
-        _refuse(f"{cls.__name__}: {type(data).__name__} is no dictionary", "give what to_dict returned")
+        refuse(f"{cls.__name__}: {type(data).__name__} is no dictionary", "give what to_dict returned")
     unknown = sorted(set(data) - {field.name for field in fields(cls)}, key=repr)
     if unknown:
-        _refuse(
+        refuse(
             f"{cls.__name__}: unknown field {', '.join(map(repr, unknown))}",
             f"the fields are {', '.join(field.name for field in fields(cls))}",
         )
@@ -206,7 +208,7 @@ def _made(cls: type[Any], values: dict[str, Any]) -> Any:
     except MigrationError:
         raise
     except (CrossnormError, TypeError, ValueError) as error:
-        _refuse(f"{cls.__name__}: {error}", "give what to_dict returned")
+        refuse(f"{cls.__name__}: {error}", "give what to_dict returned")
 
 
 def _tuples(value: Any) -> Any:
@@ -223,7 +225,7 @@ def _check_types(held: Any) -> None:
     """Refuse a dataclass one of whose values is not what its annotation says."""
     for name, hint in get_type_hints(type(held)).items():
         if not _fits(getattr(held, name), hint):
-            _refuse(f"{type(held).__name__}: {name}={getattr(held, name)!r} is not {hint}", "give a value of that type")
+            refuse(f"{type(held).__name__}: {name}={getattr(held, name)!r} is not {hint}", "give a value of that type")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from crossnorm.errors import MigrationError
-from crossnorm.spec import NormSpec
 
 from ._parts import Part
+from ._settings import Linear
 
 Pairs = list[tuple[Part, Part]]
 
@@ -75,7 +75,8 @@ def training_differences(one: Part, other: Part) -> list[str]:
 
 def _differences(one: Part, other: Part) -> list[tuple[str, object, object]]:
     a, b = one.settings, other.settings
-    if not (isinstance(a, NormSpec) and isinstance(b, NormSpec)):
+    if isinstance(a, Linear):
+        # What one layer pads or activates, the other model may leave to a layer beside it.
         return []
     values = [(field.name, getattr(a, field.name), getattr(b, field.name)) for field in fields(a)]
     return [(name, x, y) for name, x, y in values if x != y]

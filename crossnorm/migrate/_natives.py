@@ -1,10 +1,14 @@
 """What frameworks call the fields of a specification, read from a native layer and written into its constructor."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn
 
-from crossnorm.errors import Unsupported
+import numpy as np
+from numpy.typing import NDArray
+
+from crossnorm.errors import MigrationError, SpecError, Unsupported
 from crossnorm.spec import NormSpec
 from crossnorm.spec.presets import PEERS, spec_class
 
@@ -62,6 +66,29 @@ def arguments_of(spec: NormSpec, framework: str, **fixed: Any) -> dict[str, Any]
         elif value is not None:
             arguments.setdefault(name, {})[key] = value
     return arguments
+
+
+def spec_of(who: str, method: str, values: Mapping[str, Any]) -> NormSpec:
+    """The specification with these fields, for a layer called ``who``."""
+    return obeyed(who, lambda: spec_class(method)(**values))
+
+
+def obeyed(who: str, spec: Callable[[], NormSpec]) -> NormSpec:
+    """The specification; a layer, called ``who``, whose attributes break its rules cannot be moved."""
+    try:
+        return spec()
+    except SpecError as error:
+        raise MigrationError(f"crossnorm.migrate: {who} obeys no specification: {error}") from None
+
+
+def last_axis_first(kernel: NDArray[np.generic]) -> NDArray[np.generic]:
+    """A kernel (\\*kernel, inputs, outputs) with its last axis, the row, and then the inputs first.
+
+    >>> last_axis_first(np.zeros((3, 5, 2, 8))).shape
+    (8, 2, 3, 5)
+    """
+    last = kernel.ndim - 1
+    return np.transpose(kernel, (last, last - 1, *range(last - 1)))
 
 
 def refuse(spec: NormSpec, field: str, native: str) -> NoReturn:

@@ -21,7 +21,7 @@ def ours() -> Rule:
     """Every normalization layer becomes ours and computes the same, with the bounds of the conformance suite."""
 
     def rule(name: str, layer: Any, description: Description) -> NormSpec | None:
-        return None if room(framework_of(layer)).is_ours(layer) else description.spec
+        return None if room(framework_of(layer)).is_ours(layer, description) else description.spec
 
     return rule
 
@@ -29,8 +29,8 @@ def ours() -> Rule:
 def group_norm(groups: int = 32) -> Rule:
     """Batch normalization becomes group normalization, which needs no other samples: for small batches.
 
-    Scale, offset and eps are kept; the running statistics are of no use any more. A layer whose channels ``groups`` does not
-    divide gets as many groups as divide both.
+    Scale, offset and eps are kept; the running statistics are of no use any more, and Keras' masks are not regarded. A layer
+    whose channels ``groups`` does not divide gets as many groups as divide both.
 
     >>> from crossnorm import BatchNormSpec
     >>> from crossnorm.migrate import Description, Layout

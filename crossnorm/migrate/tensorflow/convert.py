@@ -1,12 +1,15 @@
 """Replacing layers inside a model."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+from keras.src.models.functional import Functional
 
 from crossnorm.errors import MigrationError, Unsupported
 from crossnorm.spec import BatchNormSpec
+from crossnorm.tensorflow._base import SpecLayer
 
 from .._description import Description, build
 
@@ -17,10 +20,15 @@ def convert(model: keras.Model, replacements: Replacements) -> keras.Model:
     """``model`` with new layers in the places of those of the given ids; functional and sequential models are made anew."""
     if id(model) in replacements:
         return _named(model, replacements[id(model)])
-    if isinstance(model, keras.Sequential | keras.src.models.functional.Functional):
+    if _has_graph(model):
         return _cloned(model, replacements)
-    _replace_inside(model, {id(old): _named(old, new) for old, new in _pairs(model, replacements)})
+    _replace_inside(model, replacements)
     return model
+
+
+def is_ours(layer: keras.layers.Layer, description: Description) -> bool:
+    """Whether a layer is one of `crossnorm.tensorflow`."""
+    return isinstance(layer, SpecLayer)
 
 
 def synchronized(layer: keras.layers.Layer, description: Description) -> keras.layers.Layer:
@@ -33,8 +41,9 @@ def synchronized(layer: keras.layers.Layer, description: Description) -> keras.l
     return new
 
 
-def _pairs(model: keras.layers.Layer, replacements: Replacements) -> list[tuple[Any, Any]]:
-    return [(layer, replacements[id(layer)]) for layer in model._flatten_layers() if id(layer) in replacements]
+def _has_graph(layer: Any) -> bool:
+    """Whether a model's layers are the nodes of a graph, in which none can be replaced."""
+    return isinstance(layer, keras.Sequential | Functional)
 
 
 def _named(old: keras.layers.Layer, new: keras.layers.Layer) -> keras.layers.Layer:
@@ -45,72 +54,97 @@ def _named(old: keras.layers.Layer, new: keras.layers.Layer) -> keras.layers.Lay
 
 
 def _cloned(model: keras.Model, replacements: Replacements) -> keras.Model:
+    """The model made again from its configuration, with copies of all weights."""
     copies = []
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if id(layer) in replacements:
             return _named(layer, replacements[id(layer)])
-        if isinstance(layer, keras.Sequential | keras.src.models.functional.Functional):
+        if _has_graph(layer):
             return _cloned(layer, replacements)
         copies.append((layer, type(layer).from_config(layer.get_config())))
         return copies[-1][1]
 
+    graph = {}
+    if isinstance(model, Functional):
+        # Inputs go by their names, which Keras would make anew.
+        graph = {"input_tensors": keras.tree.map_structure(_input, model.input), "call_function": _call}
     try:
-        new = keras.models.clone_model(model, clone_function=clone)
+        new = keras.models.clone_model(model, clone_function=clone, **graph)
     except (NotImplementedError, TypeError) as error:
         raise MigrationError(
             f"convert: a layer of {model.name!r} cannot be made again from its configuration; give it get_config: {error}"
         ) from None
     for old, copy in copies:
         copy.set_weights(old.get_weights())
-        inner = list(zip(old._flatten_layers(), copy._flatten_layers(), strict=True))
-        for one, other in inner:
-            other.trainable = one.trainable
-        _replace_inside(
-            copy, {id(other): _named(one, replacements[id(one)]) for one, other in inner if id(one) in replacements}
-        )
+        inside = {}
+        for one, other in zip(old._flatten_layers(), copy._flatten_layers(), strict=True):
+            _named(one, other)
+            if id(one) in replacements:
+                inside[id(other)] = _named(one, replacements[id(one)])
+        _replace_inside(copy, inside)
     return new
 
 
+def _input(tensor: Any) -> Any:
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+
+
+def _call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """The layer called as the old one was, but for a mask if it knows none."""
+    if "mask" not in inspect.signature(layer.call).parameters:
+        kwargs.pop("mask", None)
+    return layer(*args, **kwargs)
+
+
 def _replace_inside(layer: keras.layers.Layer, replacements: Replacements) -> None:
-    """Put new layers in the attributes, lists and dictionaries of ``layer`` and of the layers inside it."""
-    if not replacements:
-        return
-    places = [
-        (holder, name, value)
-        for holder in layer._flatten_layers()
-        for name, value in vars(holder).items()
-        if name not in ("_layers", "_tracker") and _holds(value, replacements)
-    ]
-    found = {id(old) for *_, value in places for old in _layers_in(value)}
-    if missing := set(replacements) - found:
-        names = ", ".join(repr(replacements[key].name) for key in missing)
-        raise MigrationError(
-            f"convert: the layers {names} are in no attribute, list or dictionary of {layer.name!r}; replace them by hand"
-        )
-    for holder, name, value in places:
-        order = [replacements.get(id(each), each) for each in holder._layers]
-        setattr(holder, name, _replaced(value, replacements))
-        # Tracked at the end otherwise: the weights keep their order.
-        holder._layers.sort(key=lambda each, order=order: next((i for i, e in enumerate(order) if e is each), len(order)))
+    """Put new layers in the attributes, lists and dictionaries of ``layer`` and of the layers inside it, all or none."""
+    places = list(_places(layer, replacements))
+    for holder, new in places:
+        if lost := set(new) - {key for name, value in vars(holder).items() if name != "_layers" for key in _ids(value)}:
+            names = ", ".join(repr(child.name) for child in holder._layers if id(child) in lost)
+            raise MigrationError(
+                f"convert: the layers {names} are in no attribute, list or dictionary of {holder.name!r}; replace them by hand"
+            )
+    for holder, new in places:
+        for name, value in list(vars(holder).items()):
+            # Not by setattr: Keras lets nobody give a built layer other layers.
+            vars(holder)[name] = _replaced(value, new)
+        holder._tracker.stored_ids["layers"] |= {id(child) for child in new.values()}
 
 
-def _layers_in(value: Any) -> list[Any]:
+def _places(layer: keras.layers.Layer, replacements: Replacements) -> Iterator[tuple[Any, dict[int, Any]]]:
+    """The layers that hold others to be replaced, each with the new ones."""
+    new = {}
+    for child in layer._layers:
+        if id(child) in replacements:
+            new[id(child)] = _named(child, replacements[id(child)])
+        elif _has_graph(child) and any(id(each) in replacements for each in child._flatten_layers()):
+            new[id(child)] = _cloned(child, replacements)
+        else:
+            yield from _places(child, replacements)
+    if new:
+        yield layer, new
+
+
+def _ids(value: Any) -> list[int]:
+    """The layers in an attribute."""
     if isinstance(value, keras.layers.Layer):
-        return [value]
-    if isinstance(value, dict):
-        return [layer for each in value.values() for layer in _layers_in(each)]
-    return [layer for each in value for layer in _layers_in(each)] if isinstance(value, list | tuple) else []
+        return [id(value)]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [key for each in inside for key in _ids(each)]
 
 
-def _holds(value: Any, replacements: Replacements) -> bool:
-    return any(id(layer) in replacements for layer in _layers_in(value))
-
-
-def _replaced(value: Any, replacements: Replacements) -> Any:
+def _replaced(value: Any, new: Mapping[int, Any]) -> Any:
+    """An attribute with its layers replaced; lists and dictionaries stay the same, as Keras tracks them."""
     if isinstance(value, keras.layers.Layer):
-        return replacements.get(id(value), value)
+        return new.get(id(value), value)
+    if isinstance(value, tuple) and any(key in new for key in _ids(value)):
+        return tuple(_replaced(each, new) for each in value)
+    if isinstance(value, list):
+        for index, each in enumerate(value):
+            list.__setitem__(value, index, _replaced(each, new))
     if isinstance(value, dict):
-        return {name: _replaced(each, replacements) for name, each in value.items()}
-    items = [_replaced(each, replacements) for each in value] if isinstance(value, list | tuple) else value
-    return tuple(items) if isinstance(value, tuple) else items
+        for key, each in value.items():
+            dict.__setitem__(value, key, _replaced(each, new))
+    return value

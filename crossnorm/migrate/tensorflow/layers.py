@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import crossnorm.tensorflow
-from crossnorm.errors import MigrationError, SpecError, Unsupported
-from crossnorm.spec import NormSpec, WeightSpec, spec_class
+from crossnorm.errors import MigrationError, Unsupported
+from crossnorm.spec import NormSpec, WeightSpec
 from crossnorm.tensorflow._arrangement import Arrangement, arrangement, owner
 from crossnorm.tensorflow._base import _ATTRIBUTES, SpecLayer
 from crossnorm.tensorflow._weight import _KERNELS, WeightWrapper, _variable
 
-from .._description import Description, Layout
-from .._natives import arguments_of, fields_of, refuse
+from .._description import Description, Layout, checked
+from .._natives import arguments_of, fields_of, obeyed, refuse, spec_of
 from .linear import check_built, computes_as, layer_of, settings_of
 
 _NATIVES: dict[str, type[keras.layers.Layer]] = {
@@ -27,7 +27,10 @@ _NATIVES: dict[str, type[keras.layers.Layer]] = {
     "spectral_norm": keras.layers.SpectralNormalization,
 }
 # The arguments that make a native layer one of another method.
-_VARIANTS = {"batch_renorm": ("batch_norm", {"renorm": True}), "instance_norm": ("group_norm", {"groups": -1})}
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "batch_renorm": ("batch_norm", {"renorm": True}),
+    "instance_norm": ("group_norm", {"groups": -1}),
+}
 _HALVES = ("float16", "bfloat16")
 _OTHERS = (keras.layers.UnitNormalization, keras.layers.Normalization)
 
@@ -75,7 +78,7 @@ def describe(layer: keras.layers.Layer, name: str | None = None) -> Description:
     arrays = {key: place.read() for key, place in places.items()}
     if any(array.name == "batches_tracked" for array in spec.state):
         arrays.setdefault("batches_tracked", np.zeros((), np.int64))
-    return Description(spec, layout, arrays)
+    return checked(spec, layout, arrays, "describe")
 
 
 def variables(layer: keras.layers.Layer, name: str | None = None) -> dict[str, tuple[keras.Variable, ...]]:
@@ -91,6 +94,7 @@ def write(layer: keras.layers.Layer, arrays: Mapping[str, Array], name: str | No
     spec, _, places = _parts(layer, name)
     counted = {array.name: array.shape for array in spec.state if array.name == "batches_tracked"}
     shapes = counted | {key: place.shape for key, place in places.items()}
+    arrays = {key: np.asarray(array, np.int64 if key in counted else None) for key, array in arrays.items()}
     for key, array in arrays.items():
         stored = places[key].variable.dtype if key in places else str(array.dtype)
         if (shapes.get(key), stored) != (array.shape, str(array.dtype)):
@@ -121,7 +125,6 @@ def build(description: Description, native: bool = False, holder: keras.layers.L
         Unsupported: what the layer has no means for: a convention, a kind of holder, arrays that it would round.
     """
     spec, layout, arrays = description
-    _check_arrays(spec, arrays)
     if isinstance(spec, WeightSpec):
         layer = _wrapper(spec, layout, arrays, native, holder)
     elif holder is not None:
@@ -144,7 +147,9 @@ def _parts(layer: keras.layers.Layer, name: str | None) -> tuple[NormSpec, Layou
         return _wrapper_parts(layer, name)
     if name is not None:
         _refuse(layer, f"has no weight {name!r} that is normalized", "leave out the name")
-    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    axes = tuple(layer.axis) if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    if cls is keras.layers.RMSNormalization:
+        axes = _last_axes(layer, axes)
     spec = _spec(layer, cls, axes)
     places = {}
     for array in (*spec.parameters, *spec.state):
@@ -174,33 +179,35 @@ def _class_of(layer: Any) -> type[keras.layers.Layer]:
 
 
 def _spec(layer: Any, cls: type[keras.layers.Layer], axes: Sequence[int]) -> NormSpec:
-    try:
-        if issubclass(cls, SpecLayer):
-            return layer.spec
-        method = "batch_renorm" if getattr(layer, "renorm", False) else spec_method(cls)
-        values = fields_of(layer, method, "keras")
-        shape = layer.get_build_config()["input_shape"]
-        rank = len(shape)
-        if method in ("layer_norm", "rms_norm"):
-            values["shape"] = tuple(shape[axis] for axis in sorted(axis % rank for axis in axes))
-            if values["eps"] is None:
-                values["eps"] = keras.config.epsilon()
-        else:
-            values["channels"] = shape[layer.axis]
-        if method == "layer_norm":
-            # Its call asks for the weights, and not for the flags.
-            values["scale"], values["offset"] = layer.gamma is not None, layer.beta is not None and not layer.rms_scaling
-            values["subtract_mean"] = not layer.rms_scaling
-        if method == "rms_norm" and sorted(axis % rank for axis in axes) != list(range(rank - len(axes), rank)):
-            _refuse(
-                layer, f"multiplies its scale along the last axes, and not along axis={layer.axis}", "use crossnorm's layer"
-            )
-        return spec_class(method)(**values)
-    except SpecError as error:
-        raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} obeys no specification: {error}") from None
+    who = f"the layer {layer.name!r}"
+    if issubclass(cls, SpecLayer):
+        return obeyed(who, lambda: layer.spec)
+    method = "batch_renorm" if getattr(layer, "renorm", False) else _method_of(cls)
+    values = fields_of(layer, method, "keras")
+    shape = layer.get_build_config()["input_shape"]
+    if method in ("layer_norm", "rms_norm"):
+        values["shape"] = tuple(shape[axis] for axis in sorted(axis % len(shape) for axis in axes))
+        if values["eps"] is None:
+            values["eps"] = keras.config.epsilon()
+    else:
+        values["channels"] = shape[layer.axis]
+    if method == "layer_norm":
+        # Its call asks for the weights, and not for the flags.
+        values["scale"], values["offset"] = layer.gamma is not None, layer.beta is not None and not layer.rms_scaling
+        values["subtract_mean"] = not layer.rms_scaling
+    return spec_of(who, method, values)
 
 
-def spec_method(cls: type[keras.layers.Layer]) -> str:
+def _last_axes(layer: Any, axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes counted from the end: Keras multiplies the scale of RMS normalization along the last ones, whatever they are."""
+    rank = len(layer.get_build_config()["input_shape"])
+    counted = tuple(sorted(axis % rank - rank for axis in axes))
+    if counted != tuple(range(-len(counted), 0)):
+        _refuse(layer, f"multiplies its scale along the last axes, and not along axis={layer.axis}", "use crossnorm's layer")
+    return counted
+
+
+def _method_of(cls: type[keras.layers.Layer]) -> str:
     return next(method for method, native in _NATIVES.items() if native is cls)
 
 
@@ -212,12 +219,16 @@ def _held(layer: Any, array: str) -> keras.Variable | None:
 
 def _layout(layer: Any, axes: Sequence[int]) -> Layout:
     ordered = tuple(sorted(axes))
-    if ordered == tuple(range(-len(ordered), 0)):
-        axis: Any = None
-    else:
-        axis = ordered[0] if len(ordered) == 1 else ordered
-    ndim = getattr(layer.input_spec, "ndim", None)
-    return Layout(axis=axis, rank=None if ndim is None else ndim - 2, dtype=layer.dtype_policy.name)
+    last = ordered == tuple(range(-len(ordered), 0))
+    taken = layer.input_spec
+    ndim = getattr(taken, "ndim", None) or getattr(taken, "max_ndim", None)
+    if ndim is None and ordered[-1] >= 0:  # counted from the front, normalized axes are the last ones of some ranks only
+        ndim = len(layer.get_build_config()["input_shape"])
+    return Layout(
+        axis=None if last else ordered[0] if len(ordered) == 1 else ordered,
+        rank=None if ndim is None else ndim - 2,
+        dtype=layer.dtype_policy.name,
+    )
 
 
 def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, dict[str, _Place]]:
@@ -232,27 +243,29 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
     if name is not None and name not in names:
         _refuse(wrapper, f"does not normalize {name!r}, but {', '.join(names)}", "name one of these")
     kernel = name or names[0]
-    variable = _variable(holder, kernel)
+    variable: Any = _variable(holder, kernel)
     if isinstance(wrapper, WeightWrapper):
         arranged = wrapper._arrangement(kernel)
-        try:
-            spec = wrapper._spec(arranged.shape)
-        except SpecError as error:
-            raise MigrationError(f"crossnorm.migrate: the layer {wrapper.name!r} obeys no specification: {error}") from None
-        held = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
+        spec = obeyed(f"the layer {wrapper.name!r}", lambda: wrapper._spec(arranged.shape))
+        held: dict[str, Any] = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
         held |= {array.name: wrapper._held(kernel, "gain") for array in spec.parameters}
     else:
+        if wrapper.dtype_policy.name != wrapper.layer.dtype_policy.name:
+            what = f"computes in {wrapper.dtype_policy.name} around a layer of {wrapper.layer.dtype_policy.name}"
+            _refuse(wrapper, what, "give both one dtype policy")
         values = fields_of(wrapper, "spectral_norm", "keras") | {"eps": keras.config.epsilon()}
         arranged = _arranged(holder, kernel, values)
         if arranged.row_axes != (len(arranged.stored) - 1,):
             _refuse(wrapper, f"has rows of {kernel!r} that are not its last axis", "use crossnorm's SpectralNormalization")
-        spec, held = spec_class("spectral_norm")(shape=arranged.shape, **values), {"u": wrapper.vector_u}
+        spec = spec_of(f"the layer {wrapper.name!r}", "spectral_norm", values | {"shape": arranged.shape})
+        held = {"u": wrapper.vector_u}
     shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
     missing = [array for array in shapes if held[array] is None]
     if missing:
         _refuse(wrapper, f"has no weight for {missing[0]!r}, which build did not make", "say at construction what is learned")
-    settings = settings_of(wrapper.layer, kernel)
-    places = {"weight": _Place(variable, spec.shape, (*arranged.row_axes, *arranged.column_axes))}
+    # An embedding that masks is more than its settings say, and must be given when something is built.
+    settings = None if getattr(wrapper.layer, "mask_zero", False) else settings_of(wrapper.layer, kernel)
+    places = {"weight": _Place(variable, arranged.shape, (*arranged.row_axes, *arranged.column_axes))}
     places |= {array: _Place.plain(held[array], shape) for array, shape in shapes.items()}
     if settings is not None and settings.bias:
         places["bias"] = _Place.plain(wrapper.layer.bias, wrapper.layer.bias.shape)
@@ -274,18 +287,6 @@ def _refuse(layer: Any, what: str, remedy: str) -> NoReturn:
 # Building.
 
 
-def _check_arrays(spec: NormSpec, arrays: Mapping[str, Array]) -> None:
-    shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
-    given = {name: array.shape for name, array in arrays.items()}
-    if isinstance(spec, WeightSpec):
-        shapes["weight"] = spec.shape
-        given.pop("bias", None)
-    if given != shapes:
-        raise MigrationError(
-            f"crossnorm.migrate: arrays of shapes {given} are not those of {spec.method}, {shapes}; give what describe gives"
-        )
-
-
 def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
     """The dtype policy that computes in ``dtype``, torch's or Keras' name, and stores these arrays as they are."""
     stored, compute = {str(array.dtype) for array in arrays.values()}, dtype.removeprefix("mixed_")
@@ -298,14 +299,19 @@ def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
 
 
 def _own_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
+    least = 3 if spec.method == "instance_norm" else 2
+    shape = _input_shape(spec, layout, least)
     axis = {} if layout.axis is None else {"axis": _as_list(layout.axis)}
     layer = crossnorm.tensorflow.layer(spec, dtype=policy, **axis)
-    layer.build(_input_shape(spec, layout, least=3 if spec.method == "instance_norm" else 2))
-    _open_rank(layer, layout)
+    layer.build(shape)
+    if layout.rank is None:
+        _take_ranks(layer, len(shape), None)
+    elif layout.rank == 1 and least == 2 and layout.axis in (None, 1) and getattr(spec, "spatial", None) is None:
+        _take_ranks(layer, 2, 3)  # as the layers of torch do that are for one dimension
     return layer
 
 
-def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
+def _native_layer(spec: Any, layout: Layout, policy: str) -> keras.layers.Layer:
     kept_mean = spec.method == "layer_norm" and not spec.subtract_mean
     method, variant = _VARIANTS.get(spec.method, (spec.method, {}))
     # rms_scaling=True, which makes a layer so, is set below: as an argument it warns.
@@ -313,38 +319,41 @@ def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.L
     if kept_mean and not (spec.scale and not spec.offset):
         refuse(spec, "subtract_mean", "keras.layers.LayerNormalization with that scale and offset; it has it with a scale only")
     shape, last = _input_shape(spec, layout, least=2), list(range(-len(getattr(spec, "shape", (0,))), 0))
-    axis = _as_list(layout.axis) if layout.axis is not None else last if hasattr(spec, "shape") else -1
+    axis = layout.axis if layout.axis is not None else last if hasattr(spec, "shape") else -1
     what = None
     if method == "batch_norm" and layout.rank is None:
         what = "inputs of any rank is beyond keras.layers.BatchNormalization, which is built for one; say it in the layout"
-    if method == "rms_norm" and sorted(each % len(shape) - len(shape) for each in np.ravel(axis)) != last:
+    if method == "rms_norm" and sorted(np.ravel(axis)) != last:
         what = (
             f"axis={axis} is beyond keras.layers.RMSNormalization, which multiplies its scale along the last axes; leave it out"
         )
     if what is not None:
         raise Unsupported(f"crossnorm.migrate: {spec.method} with {what}, or build crossnorm's own layer: native=False")
-    layer = _NATIVES[method](axis=axis, dtype=policy, **arguments, **variant)
+    layer = _NATIVES[method](axis=_as_list(axis), dtype=policy, **arguments, **variant)
     if kept_mean:
         layer.rms_scaling = True
     layer.build(shape)
-    _open_rank(layer, layout)
+    if layout.rank is None:
+        _take_ranks(layer, len(shape), None)
     return layer
 
 
-def _as_list(axis: int | tuple[int, ...] | None) -> int | list[int] | None:
+def _as_list(axis: Any) -> Any:
     """As Keras writes axes into its files."""
     return list(axis) if isinstance(axis, tuple) else axis
 
 
-def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None, ...]:
+def _input_shape(spec: Any, layout: Layout, least: int) -> tuple[int | None, ...]:
     """A shape to build the layer with: of the layout's rank or else of the smallest that its axes allow."""
-    axis = layout.axis
+    axis: Any = layout.axis
+    sizes: tuple[int, ...]
+    axes: tuple[int, ...]
     if hasattr(spec, "channels"):
-        sizes, axes = (spec.channels,), (-1 if axis is None else axis,)
+        sizes, axes = (spec.channels,), (-1,) if axis is None else (axis,)
         spatial = getattr(spec, "spatial", None)
         rank = layout.rank if spatial is None else len(spatial)
     else:
-        sizes, spatial, rank = spec.shape, None, None
+        sizes, spatial, rank = spec.shape, None, layout.rank
         axes = tuple(range(-len(sizes), 0)) if axis is None else (axis,) if isinstance(axis, int) else axis
     if len(axes) != len(sizes) or not all(isinstance(each, int) for each in axes):
         raise MigrationError(f"crossnorm.migrate: axis={axis!r} of {spec.method} does not name the axes of sizes {sizes}")
@@ -363,11 +372,11 @@ def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None
     return tuple(shape)
 
 
-def _open_rank(layer: Any, layout: Layout) -> None:
-    """Let a layer that was built for some rank take any, where the layout does not say one."""
+def _take_ranks(layer: Any, least: int, most: int | None) -> None:
+    """Let a layer that was built for one rank take others; those that know no channel do so already."""
     built = layer.input_spec
-    if layout.rank is None and getattr(built, "ndim", None) is not None and None not in built.axes.values():
-        layer.input_spec = keras.layers.InputSpec(min_ndim=built.ndim, axes=built.axes)
+    if getattr(built, "ndim", None) is not None and None not in built.axes.values():
+        layer.input_spec = keras.layers.InputSpec(min_ndim=least, max_ndim=most, axes=built.axes)
 
 
 # Building wrappers.
@@ -423,6 +432,6 @@ def _unit(spec: Any, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     """The arrays, with a ``u`` of norm 1: only those that no iteration has seen are off by more than rounding."""
     if getattr(spec, "stored", None) != "u" or spec.warm_up:
         return arrays
-    norm = np.linalg.norm(arrays["u"].astype(np.float64))
-    fine = norm == 0 or abs(norm - 1) < 0.01
-    return arrays if fine else {**arrays, "u": (arrays["u"] / norm).astype(arrays["u"].dtype)}
+    u = arrays["u"].astype(np.float64)
+    norm = np.linalg.norm(u)
+    return arrays if norm == 0 or abs(norm - 1) < 0.01 else {**arrays, "u": (u / norm).astype(arrays["u"].dtype)}

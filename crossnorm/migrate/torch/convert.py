@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from crossnorm.errors import Unsupported
-from crossnorm.torch._base import momentum_of
+from crossnorm.torch._base import Layer, momentum_of
+from crossnorm.torch._weight import parametrization_of
 
 from .._description import Description
 from .layers import write
@@ -66,6 +67,12 @@ def _reparametrizes(hook: Any, old: nn.Module, name: str, key: int) -> bool:
     inner = getattr(hook, "hook", hook)
     owner = getattr(inner, "__module__", None) or type(inner).__module__
     return owner.startswith(_REPARAMETRIZERS)
+
+
+def is_ours(layer: nn.Module, description: Description) -> bool:
+    """Whether a layer, or a reparametrization, is one of `crossnorm.torch`."""
+    name = description.layout.name
+    return isinstance(layer, Layer) if name is None else parametrization_of(layer, name) is not None
 
 
 def synchronized(layer: nn.Module, description: Description) -> nn.Module | None:
