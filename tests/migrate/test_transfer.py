@@ -287,7 +287,7 @@ REFUSED = {
         lambda: SelfAttention(2), lambda: SelfAttention(4), torch.zeros(2, 3, 8), "heads 2 against 4",
     ),
     "an unknown kind": (
-        lambda: nn.Sequential(Unknown()), lambda: nn.Sequential(Unknown()), X[:, :3], "is of no known kind",
+        lambda: nn.Sequential(Unknown()), lambda: nn.Sequential(Unknown()), X[:, :3], "source 0: Unknown cannot be taken apart",
     ),
     "a lazy module": (lazily, lambda: dense(4, 3), X, "lazy"),
     "no counterpart": (lambda: dense(4, 4, 3), lambda: dense(4, 4), X, "source 1: dense with weight (3, 4), bias (3,)"),
