@@ -106,7 +106,10 @@ def replay(
     with _undisturbed(layer, True):
         own = main_inputs(call.part, parameters, call.args, call.kwargs)
         if inputs is not None:
-            own = {name: _tensor(native(inputs[name], part), like.dtype) for name, like in own.items()}
+            # Another layer may compute in another dtype.
+            another = layer is not call.part.layer
+            dtypes = {n: layer.compute_dtype if another and t.dtype.is_floating else t.dtype for n, t in own.items()}
+            own = {name: _tensor(native(inputs[name], part), dtype) for name, dtype in dtypes.items()}
         own = {name: tf.identity(tensor) for name, tensor in own.items()}
         args, kwargs = with_inputs(call.part, parameters, call.args, call.kwargs, own)
         kwargs.pop("training", None)
