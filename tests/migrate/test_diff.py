@@ -14,9 +14,11 @@ from torch import nn
 import crossnorm.tensorflow
 import crossnorm.torch
 from crossnorm import BatchNormSpec, MigrationError
-from crossnorm.migrate import transfer
+from crossnorm.migrate import parts, transfer
 from crossnorm.migrate._command import load_inputs, load_model, run
 from crossnorm.migrate._diff import diff
+from crossnorm.migrate._resemblance import resemblance
+from crossnorm.migrate._resemblance import swapped as swapped_arrays
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.standard_normal((5, 3, 8, 8)).astype("float32")
@@ -209,6 +211,44 @@ def test_a_fault_in_a_sequence_model_is_named(fault):
     model = copy.deepcopy(SEQUENCE)
     change(model)
     named(diff(SEQUENCE, model, TOKENS), name, words)
+
+
+def test_a_gradient_that_differs_alone_is_found():
+    model = copy.deepcopy(IMAGE)
+    model[7].register_full_backward_hook(lambda module, below, above: (2 * below[0],))
+    found = diff(IMAGE, model, IMAGES)
+    assert [row.name for row in found.culprits] == ["7"]
+    assert found.first.units == found.first.alone == 0
+    assert found.first.training > 32
+    assert str(found) == "a and b part in 7, for no cause that could be confirmed"
+    assert not diff(IMAGE, model, IMAGES, step=False)
+
+
+def test_what_explains_all_comes_before_what_explains_some():
+    model = copy.deepcopy(IMAGE)
+    model[1].train()
+    model[1].running_mean.add_(1)
+    named(diff(IMAGE, model, IMAGES, step=False), "1", "b is in training mode")
+
+
+def test_what_arrays_have_in_common():
+    part = parts(IMAGE)[1]
+    one, other = np.array([1.0, 2, 3, 4]), np.array([5.0, 6, 7, 8])
+    assert swapped_arrays({"scale": one, "offset": other}, {"scale": other, "offset": one}) == [("scale", "offset")]
+    assert not swapped_arrays({"scale": one, "offset": other}, {"scale": other, "offset": other})
+    assert not swapped_arrays({"scale": one, "offset": one}, {"scale": one, "offset": one})
+    for array, words in {
+        (2.0, 4, 6, 8): "is 2 times the other",
+        (1.0, 2, 3, 5): "differs in channel 3 only",
+        (4.0, 3, 2, 1): "has its rows in another order (3, 2, 1, 0)",
+        (1.0, 1, 1, 1): "is still at its initial value 1",
+        (0.0, 0, 0, 0): "is zero",
+        (1.0, 2, np.inf, np.nan): "holds 2 of 4 values that are not finite",
+        (1.0, 4, 9, 16): "differs",
+    }.items():
+        assert resemblance(part, "scale", one, np.array(array), 100) == words
+    assert resemblance(part, "running_variance", one, one * 100 / 99, 100).startswith("is unbiased: 1.0101 times")
+    assert resemblance(part, "running_variance", one, one * 0.99, 100).startswith("is biased: 0.99 times")
 
 
 def test_two_faults_in_one_layer_explain_it_together():

@@ -1,6 +1,7 @@
 """One run of a Keras model, layer by layer, and one layer alone."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -182,7 +183,8 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.La
     try:
         # For layers that a subclassed model makes itself.
         keras.config.set_dtype_policy("float64")
-        with keras.utils.custom_object_scope(kinds), _undisturbed(model, True):
+        # Keras warns of what the user's own model did as well, and the copy is checked.
+        with warnings.catch_warnings(action="ignore"), keras.utils.custom_object_scope(kinds), _undisturbed(model, True):
             twin = _again(model)
             got = _called(twin, [_tensor(x, "float64") for x in inputs], {"training": False})
             dtypes = _input_dtypes(model, inputs)
@@ -309,7 +311,7 @@ def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[Any]) -> Itera
                 Call(
                     part=part,
                     number=counts.get(id(layer), 0),
-                    args=tuple(args),
+                    args=args,
                     kwargs=kwargs,
                     inputs={name: canonical(_numpy(v), part) for name, v in given.items() if isinstance(v, _EAGER)},
                     output=canonical(_numpy(tensor), part),
