@@ -268,3 +268,46 @@ def _runner() -> ModuleType:
             "python -m pip install 'crossnorm[conformance]'"
         )
     return importlib.import_module("crossnorm_conformance.runner")
+
+
+# diff
+
+
+@app.command()
+def diff(
+    source: Annotated[
+        str, typer.Argument(help="model.keras, or package.module:object, which may be a function that makes it.")
+    ],
+    target: Annotated[str, typer.Argument(help="The other model; package.module:function=weights.pt loads weights, too.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Option(help="A file .npy or .npz of what the source is run on; repeatable. Random by default.")
+    ] = None,
+    target_inputs: Annotated[
+        list[Path] | None, typer.Option(help="The same for the target, if it is more than channels first or last.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NAME", help="A layer of the source and its like in the target; repeatable."),
+    ] = None,
+    training: Annotated[
+        bool | None, typer.Option("--training/--inference", help="The mode of both; by default each as it is.")
+    ] = None,
+    step: Annotated[bool, typer.Option("--step/--no-step", help="Compare a training step's statistics, too.")] = True,
+    html: _Html = None,
+    json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report to this file.")] = None,
+) -> None:
+    """Find the first layer where two models part, and why; exit status 0 only if they agree."""
+    sys.path.insert(0, os.getcwd())  # a module of one's own lies here, as for `python -m`
+    command = importlib.import_module("crossnorm.migrate._command")
+    status = command.run(
+        source,
+        target,
+        inputs or (),
+        target_inputs or (),
+        pairs=pair or (),
+        training=training,
+        step=step,
+        html=html,
+        json=json,
+    )
+    raise typer.Exit(status)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, NoReturn, Self, get_args, get_origin, get_type_hints
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from ._settings import Linear
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 COUNTERS = ("int32", "int64")
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # NumPy has none of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from crossnorm.errors import CrossnormError, MigrationError
 from crossnorm.spec import from_dict
 
-from ._description import Description, Layout, checked, refuse
+from ._description import BFLOAT16, Description, Layout, checked, refuse
 
 FORMAT = "crossnorm.migrate"
 VERSION = 1
@@ -25,7 +24,7 @@ VERSION = 1
 _KEY = "crossnorm"
 _DTYPES: dict[str, Any] = {
     "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
+    "BF16": BFLOAT16,
     "F32": np.float32,
     "F64": np.float64,
     "I32": np.int32,
@@ -129,14 +128,10 @@ def _documents(document: Any) -> dict[str, dict[str, Any]]:
 
 
 def _json(text: Any) -> Any:
-    """A JSON value without NaN and infinity, and with no key twice."""
+    """A JSON value in which no key is there twice."""
     if not isinstance(text, str):
         raise ValueError(f"{type(text).__name__} in place of a JSON document")
-
-    def constant(name: str) -> Any:
-        raise ValueError(f"{name} in a JSON document")
-
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=constant)
+    return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

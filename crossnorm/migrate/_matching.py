@@ -11,7 +11,7 @@ import numpy as np
 from crossnorm.errors import MigrationError
 
 from ._parts import Part
-from ._settings import Linear
+from ._settings import Linear, Unknown
 
 Pairs = list[tuple[Part, Part]]
 
@@ -39,7 +39,11 @@ def match(source: Sequence[Part], target: Sequence[Part], mapping: Mapping[str, 
     problems = [*_wrong_names(mapping, source, target), *_wrong_globs(skip, [*source, *target])]
     source, target = ([part for part in parts if not _any(part.name, skip)] for parts in (source, target))
     for side, parts in (("source", source), ("target", target)):
-        problems += [f"{side} {part.name}: {type(part.layer).__name__} is of no known kind" for part in parts if _unknown(part)]
+        problems += [
+            f"{side} {part.name}: {part.settings.layer} cannot be taken apart: {part.settings.reason}"
+            for part in parts
+            if isinstance(part.settings, Unknown)
+        ]
     if problems:
         raise refusal(problems)
     by_name = {part.name: part for part in target}
@@ -164,10 +168,6 @@ def _parting(source: list[Part], target: list[Part]) -> list[str]:
         return []
     one, other = next((a, b) for a, b in zip(source, target, strict=True) if _signature(a) != _signature(b))
     return [f"source {one.name} stands where target {other.name} does, and the names do not agree: the order is ambiguous"]
-
-
-def _unknown(part: Part) -> bool:
-    return part.kind == "unknown"
 
 
 def _any(name: str, globs: Iterable[str]) -> bool:

@@ -99,7 +99,7 @@ def transfer(
         inputs: what the source is run on, an array or a tuple of them; random numbers of the shape that a Keras model declares
             unless given.
         target_inputs: the same for the target, if it is more than a matter of channels first or last.
-        progress: whether to draw a progress bar on stderr; with None for large models.
+        progress: whether to draw a progress bar on stderr; None does so for large models.
 
     Returns:
         The pairs, the error of each layer in units of what rounding the weights and the inputs once changes, and notes on what
@@ -125,10 +125,12 @@ def transfer(
         raise refusal(problems)
     if progress is None:
         progress = sum(array.nbytes for a, _ in pairs for array in a.arrays.values()) > _LARGE
+    bar = Console(stderr=True, quiet=not progress)
     try:
-        for a, b in track(pairs, "copying", disable=not progress):
+        for a, b in track(pairs, "copying", console=bar):
             b.write(a.arrays)
-        rows = _proof(pairs, one, other)
+        with bar.status("proving"):
+            rows = _proof(pairs, one, other)
     except BaseException:
         for _, part in pairs:
             part.write(part.arrays)
@@ -322,6 +324,8 @@ def _parting(call: Call, copy: Call, error: float, order: Array | None) -> str:
             for field in fields(a.settings)
             if (x := getattr(a.settings, field.name)) != (y := getattr(b.settings, field.name))
         ]
+        if call.dtype != copy.dtype:
+            differing.append(f"what they compute in, {call.dtype} against {copy.dtype}")
         why = f"they differ in {', '.join(differing)}" if differing else "they hold the same arrays, and are called otherwise"
     return (
         f"transfer: the copy computes something else, and was undone: source {a.name} and target {b.name} ({a.kind}) part by "
@@ -357,6 +361,9 @@ def _notes(pairs: Pairs, rows: Sequence[Row]) -> list[str]:
     frozen = [b.name for a, b in pairs if a.trainable != b.trainable]
     if frozen:
         notes.append(f"what is trainable differs: {_some(frozen)}")
+    twice = [a.name for a, b in pairs if [p.variables.get("recurrent_bias") for p in (a, b)].count(()) == 1]
+    if twice:
+        notes.append(f"torch has two biases where Keras has their sum, and trains both: {_some(twice)}")
     wider = [b.name for a, b in pairs if any(array.dtype != b.arrays[name].dtype for name, array in a.arrays.items())]
     if wider:
         notes.append(f"arrays of fewer digits became wider ones: {_some(wider)}")

@@ -252,7 +252,7 @@ def test_a_tensor_too_much_or_too_little_is_named(parts, tmp_path):
     assert "'block.rms_norm.scale'" in refused(file_of(header, document, numbers), tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["I32", "F8_E4M3", "BOOL", "U8"])
+@pytest.mark.parametrize("dtype", ["I32", "U32", "F8_E4M3", "BOOL", "U8"])
 def test_another_dtype_is_refused(dtype, parts, tmp_path):
     header, document, numbers = parts
     header["block.rms_norm.scale"]["dtype"] = dtype
@@ -381,7 +381,7 @@ def test_ten_thousand_damaged_files_are_loaded_or_refused(parts, tmp_path):
         else:
             loaded += 1
     # Flips in the numbers are no damage that a file shows; all else is, in many ways.
-    assert FUZZED * 0.01 < loaded < FUZZED * 0.5
+    assert 50 < loaded < FUZZED / 2
     assert len(messages) > 5
 
 

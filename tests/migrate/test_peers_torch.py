@@ -134,6 +134,15 @@ def test_the_channels_of_images_are_described_with_their_axis(make):
     torch.testing.assert_close(again(x.movedim(1, -1)).movedim(-1, 1), layer(x))
 
 
+@pytest.mark.parametrize("gain", [1.7, 1.1, 0.3, RELU_GAIN])
+@pytest.mark.parametrize("channels", [1, 2, 4, 8])
+def test_the_gain_is_found_in_what_timm_keeps_of_it(gain, channels):
+    layer = layers.ScaledStdConv2d(channels, 6, 3, gamma=gain)
+    found = describe(layer).spec.gain
+    assert found * (9 * channels) ** -0.5 == layer.scale
+    assert found == gain if gain != RELU_GAIN else abs(found - gain) < 1e-15  # several long numbers give the same
+
+
 def test_the_holder_of_a_standardized_weight():
     holder = describe(layers.StdConv2d(4, 6, 3, stride=2, groups=2)).layout.holder
     assert holder == Linear(

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from crossnorm.migrate.files import load, save
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -201,6 +202,14 @@ def test_other_dtypes_are_built_again_bit_for_bit(row, dtype):
     assert description.layout.dtype == (name if floating else "float32")
     for choice in {native, False}:
         assert_same(describe(build(*description, framework="torch", native=choice)), description)
+
+
+def test_a_file_in_between_changes_nothing(row, tmp_path):
+    layer, _, native = row
+    save(tmp_path / "file", {"layer": describe(layer)})
+    description = load(tmp_path / "file")["layer"]
+    assert_same(description, describe(layer))
+    assert_same(describe(build(*description, framework="torch", native=native)), description)
 
 
 def test_half_parameters_beside_float32_statistics_survive():
@@ -405,6 +414,11 @@ def doubly(module, *rules):
     return module
 
 
+def lost(module, **attributes):
+    changed(module.parametrizations.weight[0], **attributes)
+    return module
+
+
 UNTOLD = {
     "no_norm": (lambda: nn.Linear(3, 2), "no normalization layer"),
     "unknown_norm": (lambda: nn.LocalResponseNorm(3), "no normalization layer"),
@@ -441,6 +455,9 @@ UNTOLD = {
     "outputs_in_groups": (lambda: parametrizations.spectral_norm(nn.ConvTranspose1d(4, 6, 3, groups=2)), "dim=1"),
     "kernel_axis": (lambda: old_weight_norm(nn.Conv2d(3, 4, 3), dim=2), "dim=2"),
     "vector": (lambda: parametrizations.spectral_norm(nn.Linear(3, 2), "bias"), "one dimension"),
+    "lost_vector": (lambda: lost(ours.spectral_norm(nn.Linear(3, 2)), _v=None), "wants"),
+    "lost_length": (lambda: lost(ours.weight_norm(nn.Linear(3, 2)), scale=False), "wants"),
+    "other_eps": (lambda: lost(ours.weight_norm(nn.Linear(3, 2)), eps=-1.0), "no specification allows"),
     "no_layer": (lambda: nn.Sequential(nn.LayerNorm(3)), "no normalization layer"),
 }  # fmt: skip
 
@@ -634,6 +651,20 @@ def test_writing_is_in_place(row):
     assert torch.equal(layer.eval()(inputs(shape, 5)), expected.eval()(inputs(shape, 5)))
     write(layer, {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in new.items()})
     assert_same(describe(layer), description._replace(arrays=new))
+
+
+@pytest.mark.parametrize("name", ["torch-hook-spectral-Linear", "torch-hook-weight-Linear", "ours-spectral_norm-u"])
+def test_the_effective_weight_is_the_new_one_before_any_call(name):
+    make, shape = LAYERS[name]
+    layer, other = make(), make()
+    train(layer, shape)
+    train(other, shape)
+    layer.eval()(inputs(shape, 5))
+    description = describe(layer)
+    again = build(*description, framework="torch", native=name.startswith("torch"))
+    assert torch.equal(again.eval().weight, layer.weight)
+    write(other, description.arrays)
+    assert torch.equal(other.eval().weight, layer.weight)
 
 
 @pytest.mark.parametrize("arrays", [{"scale": np.ones(3), "offset": np.ones(4)}, {"scale": np.ones(3), "more": np.ones(3)}])

@@ -287,7 +287,7 @@ REFUSED = {
         lambda: SelfAttention(2), lambda: SelfAttention(4), torch.zeros(2, 3, 8), "heads 2 against 4",
     ),
     "an unknown kind": (
-        lambda: nn.Sequential(Unknown()), lambda: nn.Sequential(Unknown()), X[:, :3], "is of no known kind",
+        lambda: nn.Sequential(Unknown()), lambda: nn.Sequential(Unknown()), X[:, :3], "source 0: Unknown cannot be taken apart",
     ),
     "a lazy module": (lazily, lambda: dense(4, 3), X, "lazy"),
     "no counterpart": (lambda: dense(4, 4, 3), lambda: dense(4, 4), X, "source 1: dense with weight (3, 4), bias (3,)"),
@@ -446,3 +446,24 @@ def test_a_subclassed_keras_model():
     source = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     assert transfer(source, target, inputs=X).worst <= VERDICT
     np.testing.assert_allclose(target(tf.constant(X.numpy())), source(X).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_two_biases_of_torch_are_noted():
+    torch_model, keras_model = stacked()
+    assert any("two biases" in note for note in transfer(torch_model, keras_model).notes)
+
+
+def test_half_computation_is_named_where_the_proof_fails():
+    source = nn.Sequential(nn.Linear(4, 3))
+    target = keras.Sequential([keras.Input((4,)), layers.Dense(3, dtype="mixed_float16")])
+    with pytest.raises(MigrationError, match="what they compute in, float32 against float16"):
+        transfer(source, target, inputs=X)
+
+
+def test_a_progress_bar_is_drawn_on_stderr(capsys):
+    transfer(dense(4, 4), dense(4, 4), inputs=X, progress=True)
+    captured = capsys.readouterr()
+    assert "copying" in captured.err
+    assert captured.out == ""
+    transfer(dense(4, 4), dense(4, 4), inputs=X)
+    assert capsys.readouterr().err == ""

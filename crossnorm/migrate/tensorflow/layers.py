@@ -15,7 +15,7 @@ from crossnorm.tensorflow._arrangement import Arrangement, arrangement, owner
 from crossnorm.tensorflow._base import _ATTRIBUTES, SpecLayer
 from crossnorm.tensorflow._weight import _KERNELS, WeightWrapper, _variable
 
-from .._description import Description, Layout
+from .._description import Description, Layout, checked
 from .._natives import arguments_of, fields_of, obeyed, refuse, spec_of
 from .linear import check_built, computes_as, layer_of, settings_of
 
@@ -27,7 +27,10 @@ _NATIVES: dict[str, type[keras.layers.Layer]] = {
     "spectral_norm": keras.layers.SpectralNormalization,
 }
 # The arguments that make a native layer one of another method.
-_VARIANTS = {"batch_renorm": ("batch_norm", {"renorm": True}), "instance_norm": ("group_norm", {"groups": -1})}
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "batch_renorm": ("batch_norm", {"renorm": True}),
+    "instance_norm": ("group_norm", {"groups": -1}),
+}
 _HALVES = ("float16", "bfloat16")
 _OTHERS = (keras.layers.UnitNormalization, keras.layers.Normalization)
 
@@ -75,7 +78,7 @@ def describe(layer: keras.layers.Layer, name: str | None = None) -> Description:
     arrays = {key: place.read() for key, place in places.items()}
     if any(array.name == "batches_tracked" for array in spec.state):
         arrays.setdefault("batches_tracked", np.zeros((), np.int64))
-    return Description(spec, layout, arrays)
+    return checked(spec, layout, arrays, "describe")
 
 
 def variables(layer: keras.layers.Layer, name: str | None = None) -> dict[str, tuple[keras.Variable, ...]]:
@@ -91,6 +94,7 @@ def write(layer: keras.layers.Layer, arrays: Mapping[str, Array], name: str | No
     spec, _, places = _parts(layer, name)
     counted = {array.name: array.shape for array in spec.state if array.name == "batches_tracked"}
     shapes = counted | {key: place.shape for key, place in places.items()}
+    arrays = {key: np.asarray(array, np.int64 if key in counted else None) for key, array in arrays.items()}
     for key, array in arrays.items():
         stored = places[key].variable.dtype if key in places else str(array.dtype)
         if (shapes.get(key), stored) != (array.shape, str(array.dtype)):
@@ -121,7 +125,6 @@ def build(description: Description, native: bool = False, holder: keras.layers.L
         Unsupported: what the layer has no means for: a convention, a kind of holder, arrays that it would round.
     """
     spec, layout, arrays = description
-    _check_arrays(spec, arrays)
     if isinstance(spec, WeightSpec):
         layer = _wrapper(spec, layout, arrays, native, holder)
     elif holder is not None:
@@ -216,12 +219,16 @@ def _held(layer: Any, array: str) -> keras.Variable | None:
 
 def _layout(layer: Any, axes: Sequence[int]) -> Layout:
     ordered = tuple(sorted(axes))
-    if ordered == tuple(range(-len(ordered), 0)):
-        axis: Any = None
-    else:
-        axis = ordered[0] if len(ordered) == 1 else ordered
-    ndim = getattr(layer.input_spec, "ndim", None)
-    return Layout(axis=axis, rank=None if ndim is None else ndim - 2, dtype=layer.dtype_policy.name)
+    last = ordered == tuple(range(-len(ordered), 0))
+    taken = layer.input_spec
+    ndim = getattr(taken, "ndim", None) or getattr(taken, "max_ndim", None)
+    if ndim is None and ordered[-1] >= 0:  # counted from the front, normalized axes are the last ones of some ranks only
+        ndim = len(layer.get_build_config()["input_shape"])
+    return Layout(
+        axis=None if last else ordered[0] if len(ordered) == 1 else ordered,
+        rank=None if ndim is None else ndim - 2,
+        dtype=layer.dtype_policy.name,
+    )
 
 
 def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, dict[str, _Place]]:
@@ -236,11 +243,11 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
     if name is not None and name not in names:
         _refuse(wrapper, f"does not normalize {name!r}, but {', '.join(names)}", "name one of these")
     kernel = name or names[0]
-    variable = _variable(holder, kernel)
+    variable: Any = _variable(holder, kernel)
     if isinstance(wrapper, WeightWrapper):
         arranged = wrapper._arrangement(kernel)
         spec = obeyed(f"the layer {wrapper.name!r}", lambda: wrapper._spec(arranged.shape))
-        held = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
+        held: dict[str, Any] = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
         held |= {array.name: wrapper._held(kernel, "gain") for array in spec.parameters}
     else:
         if wrapper.dtype_policy.name != wrapper.layer.dtype_policy.name:
@@ -256,8 +263,9 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
     missing = [array for array in shapes if held[array] is None]
     if missing:
         _refuse(wrapper, f"has no weight for {missing[0]!r}, which build did not make", "say at construction what is learned")
-    settings = settings_of(wrapper.layer, kernel)
-    places = {"weight": _Place(variable, spec.shape, (*arranged.row_axes, *arranged.column_axes))}
+    # An embedding that masks is more than its settings say, and must be given when something is built.
+    settings = None if getattr(wrapper.layer, "mask_zero", False) else settings_of(wrapper.layer, kernel)
+    places = {"weight": _Place(variable, arranged.shape, (*arranged.row_axes, *arranged.column_axes))}
     places |= {array: _Place.plain(held[array], shape) for array, shape in shapes.items()}
     if settings is not None and settings.bias:
         places["bias"] = _Place.plain(wrapper.layer.bias, wrapper.layer.bias.shape)
@@ -279,18 +287,6 @@ def _refuse(layer: Any, what: str, remedy: str) -> NoReturn:
 # Building.
 
 
-def _check_arrays(spec: NormSpec, arrays: Mapping[str, Array]) -> None:
-    shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
-    given = {name: array.shape for name, array in arrays.items()}
-    if isinstance(spec, WeightSpec):
-        shapes["weight"] = spec.shape
-        given.pop("bias", None)
-    if given != shapes:
-        raise MigrationError(
-            f"crossnorm.migrate: arrays of shapes {given} are not those of {spec.method}, {shapes}; give what describe gives"
-        )
-
-
 def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
     """The dtype policy that computes in ``dtype``, torch's or Keras' name, and stores these arrays as they are."""
     stored, compute = {str(array.dtype) for array in arrays.values()}, dtype.removeprefix("mixed_")
@@ -303,15 +299,19 @@ def _policy(dtype: str, arrays: Mapping[str, Array]) -> str:
 
 
 def _own_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
-    shape = _input_shape(spec, layout, least=3 if spec.method == "instance_norm" else 2)
+    least = 3 if spec.method == "instance_norm" else 2
+    shape = _input_shape(spec, layout, least)
     axis = {} if layout.axis is None else {"axis": _as_list(layout.axis)}
     layer = crossnorm.tensorflow.layer(spec, dtype=policy, **axis)
     layer.build(shape)
-    _open_rank(layer, layout)
+    if layout.rank is None:
+        _take_ranks(layer, len(shape), None)
+    elif layout.rank == 1 and least == 2 and layout.axis in (None, 1) and getattr(spec, "spatial", None) is None:
+        _take_ranks(layer, 2, 3)  # as the layers of torch do that are for one dimension
     return layer
 
 
-def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
+def _native_layer(spec: Any, layout: Layout, policy: str) -> keras.layers.Layer:
     kept_mean = spec.method == "layer_norm" and not spec.subtract_mean
     method, variant = _VARIANTS.get(spec.method, (spec.method, {}))
     # rms_scaling=True, which makes a layer so, is set below: as an argument it warns.
@@ -333,7 +333,8 @@ def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.L
     if kept_mean:
         layer.rms_scaling = True
     layer.build(shape)
-    _open_rank(layer, layout)
+    if layout.rank is None:
+        _take_ranks(layer, len(shape), None)
     return layer
 
 
@@ -342,15 +343,17 @@ def _as_list(axis: Any) -> Any:
     return list(axis) if isinstance(axis, tuple) else axis
 
 
-def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None, ...]:
+def _input_shape(spec: Any, layout: Layout, least: int) -> tuple[int | None, ...]:
     """A shape to build the layer with: of the layout's rank or else of the smallest that its axes allow."""
-    axis = layout.axis
+    axis: Any = layout.axis
+    sizes: tuple[int, ...]
+    axes: tuple[int, ...]
     if hasattr(spec, "channels"):
         sizes, axes = (spec.channels,), (-1,) if axis is None else (axis,)
         spatial = getattr(spec, "spatial", None)
         rank = layout.rank if spatial is None else len(spatial)
     else:
-        sizes, spatial, rank = spec.shape, None, None
+        sizes, spatial, rank = spec.shape, None, layout.rank
         axes = tuple(range(-len(sizes), 0)) if axis is None else (axis,) if isinstance(axis, int) else axis
     if len(axes) != len(sizes) or not all(isinstance(each, int) for each in axes):
         raise MigrationError(f"crossnorm.migrate: axis={axis!r} of {spec.method} does not name the axes of sizes {sizes}")
@@ -369,11 +372,11 @@ def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None
     return tuple(shape)
 
 
-def _open_rank(layer: Any, layout: Layout) -> None:
-    """Let a layer that was built for some rank take any, where the layout does not say one."""
+def _take_ranks(layer: Any, least: int, most: int | None) -> None:
+    """Let a layer that was built for one rank take others; those that know no channel do so already."""
     built = layer.input_spec
-    if layout.rank is None and getattr(built, "ndim", None) is not None and None not in built.axes.values():
-        layer.input_spec = keras.layers.InputSpec(min_ndim=built.ndim, axes=built.axes)
+    if getattr(built, "ndim", None) is not None and None not in built.axes.values():
+        layer.input_spec = keras.layers.InputSpec(min_ndim=least, max_ndim=most, axes=built.axes)
 
 
 # Building wrappers.
@@ -429,6 +432,6 @@ def _unit(spec: Any, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     """The arrays, with a ``u`` of norm 1: only those that no iteration has seen are off by more than rounding."""
     if getattr(spec, "stored", None) != "u" or spec.warm_up:
         return arrays
-    norm = np.linalg.norm(arrays["u"].astype(np.float64))
-    fine = norm == 0 or abs(norm - 1) < 0.01
-    return arrays if fine else {**arrays, "u": (arrays["u"] / norm).astype(arrays["u"].dtype)}
+    u = arrays["u"].astype(np.float64)
+    norm = np.linalg.norm(u)
+    return arrays if norm == 0 or abs(norm - 1) < 0.01 else {**arrays, "u": (u / norm).astype(arrays["u"].dtype)}

@@ -42,17 +42,16 @@ _TORCH: dict[type[nn.Module], _Known] = {
     nn.RMSNorm: _Known("rms_norm"),
 }
 _NATIVES = {(known.method, known.rank): cls for cls, known in _TORCH.items()}
-_CHANNELS_FIRST = {"rank": 2, "axis": 1}
 _TIMM = {
     "BatchNormAct2d": _Known("batch_norm", rank=2),
     "SyncBatchNormAct": _Known("batch_norm"),
     **dict.fromkeys(("GroupNorm", "GroupNorm1", "GroupNormAct", "GroupNorm1Act"), _Known("group_norm")),
     **dict.fromkeys(("LayerNorm", "LayerNormFp32", "LayerNormAct", "LayerNormActFp32"), _Known("layer_norm")),
     **dict.fromkeys(
-        ("LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAct2dFp32"), _Known("layer_norm", **_CHANNELS_FIRST)
+        ("LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAct2dFp32"), _Known("layer_norm", rank=2, axis=1)
     ),
     **dict.fromkeys(("RmsNorm", "RmsNormFp32", "RmsNormAct", "RmsNormActFp32"), _Known("rms_norm")),
-    **dict.fromkeys(("RmsNorm2d", "RmsNorm2dFp32", "RmsNormAct2d", "RmsNormAct2dFp32"), _Known("rms_norm", **_CHANNELS_FIRST)),
+    **dict.fromkeys(("RmsNorm2d", "RmsNorm2dFp32", "RmsNormAct2d", "RmsNormAct2dFp32"), _Known("rms_norm", rank=2, axis=1)),
     "FilterResponseNormTlu2d": _Known("filter_response_norm", "timm", rank=2),
     "FilterResponseNormAct2d": _Known("filter_response_norm", "timm", rank=2),
 }
@@ -180,7 +179,8 @@ def make(spec: NormSpec, layout: Layout, native: bool) -> nn.Module:
         raise Unsupported(f"crossnorm.migrate: torch.nn has no {spec.method}; take ours: leave native out")
     _check_native(spec)
     arguments = PEERS[spec.method]["torch"].arguments
-    return cls(**{argument.name: argument.native(getattr(spec, name)) for name, argument in arguments.items()})
+    made: nn.Module = cls(**{argument.name: argument.native(getattr(spec, name)) for name, argument in arguments.items()})
+    return made
 
 
 def _check_axis(spec: NormSpec, layout: Layout) -> None:

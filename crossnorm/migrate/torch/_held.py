@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from crossnorm.errors import MigrationError
 from crossnorm.spec import NormSpec
 from crossnorm.torch._weight import swap
 
-from .._description import COUNTERS, FLOATING, Layout
+from .._description import BFLOAT16, COUNTERS, FLOATING, Layout
 
 _DTYPES = [getattr(torch, name) for name in (*FLOATING, *COUNTERS)]
 
@@ -77,8 +76,8 @@ def dtype_name(tensors: dict[str, Tensor]) -> str:
 
 def _array(tensor: Tensor) -> NDArray[np.generic]:
     tensor = tensor.cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
-        return tensor.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().copy().view(BFLOAT16)
     return tensor.numpy().copy()
 
 

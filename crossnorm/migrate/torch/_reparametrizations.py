@@ -66,6 +66,10 @@ def look(layer: nn.Module, name: str | None) -> Held | None:
         spec, groups = _spec(layer, name, found)
     except (SpecError, TypeError) as error:
         refuse(layer, f"has attributes that no specification allows ({error})", "set them right")
+    wanted = {array.name: math.prod(array.shape) for array in (*spec.parameters, *spec.state)}
+    sizes = {role: tensor.numel() for role, tensor in found.variables.items() if role not in ("weight", "bias")}
+    if sizes != wanted:
+        refuse(layer, f"has arrays of {sizes} numbers, where its {spec.method} wants {wanted}", "reparametrize it anew")
     holder = _holder(layer) if name == "weight" else None
     layout = Layout(dtype=dtype_name({"weight": found.variables["weight"]}), holder=holder, name=name)
     return Held(spec, layout, found.variables, groups, found.refresh)
@@ -113,13 +117,13 @@ def _parametrized(layer: Any, held: Any, name: str) -> _Found:
             refuse(layer, f"has a {name} of one dimension, which torch divides by its norm", "normalize it by a weight norm")
         return _Found(rule, {"weight": held.original, "u": rule._u, "v": rule._v}, "torch")
     if type(rule) is ours.WeightNorm:
-        weights = {"weight": held.original1, "scale": held.original0} if rule.scale else {"weight": held.original}
-        return _Found(rule, weights)
+        alone = hasattr(held, "original")
+        return _Found(rule, {"weight": held.original} if alone else {"weight": held.original1, "scale": held.original0})
     if type(rule) is ours.WeightStandardization:
         return _Found(rule, {"weight": held.original} | ({} if rule.gain is None else {"scale": rule.gain}))
     if type(rule) is ours.SpectralNorm:
         # A v that is not stored is what the last iteration left; the next one finds it anew.
-        stored = {"v": rule._v} if rule.stored == "uv" else {}
+        stored = {"v": rule._v} if rule.stored == "uv" and rule._v is not None else {}
         forget = (lambda: None) if stored else (lambda: setattr(rule, "_v", None))
         return _Found(rule, {"weight": held.original, "u": rule._u, **stored}, refresh=forget)
     refuse(layer, f"has a {name} with the parametrization {type(rule).__name__}, which no specification says", "remove it")
@@ -135,6 +139,7 @@ def _spec(layer: Any, name: str, found: _Found) -> tuple[WeightSpec, int | None]
         else "spectral_norm" if "u" in found.variables
         else "weight_norm"
     )  # fmt: skip
+    cls: Any = SPECS[method]
     peer, raw = PEERS[method][found.peer], found.variables["weight"]
     values = dict(peer.fields)
     for field, argument in peer.arguments.items():
@@ -143,13 +148,13 @@ def _spec(layer: Any, name: str, found: _Found) -> tuple[WeightSpec, int | None]
     if method == "weight_standardization":
         if "gain" in peer.arguments:
             values["gain"] = _gain(found.rule.scale, raw[0].numel())
-        return SPECS[method](shape=tuple(raw.shape), **values), None  # type: ignore[return-value]
+        return cls(shape=tuple(raw.shape), **values), None
     dim = found.rule.dim
     if method == "weight_norm":
         values["norm_over"] = "whole" if dim == -1 else "row"
     if values.get("norm_over") != "whole":
         values |= _rows(layer, name, dim if dim >= 0 else dim + raw.dim())
-    spec = SPECS[method](shape=tuple(raw.shape), **values)  # type: ignore[assignment]
+    spec = cls(shape=tuple(raw.shape), **values)
     groups = groups_of(layer, name, spec.transposed_row, spec.embedding_row)
     return spec.replace(shape=tuple(swap(raw, groups).shape)), groups
 
@@ -167,9 +172,11 @@ def _rows(layer: nn.Module, name: str, dim: int) -> dict[str, str]:
 
 
 def _gain(scale: float, columns: int) -> float:
-    """timm keeps ``gain * columns ** -0.5``: the shortest number that gives it."""
-    gains = (float(f"{scale * math.sqrt(columns):.{digits}g}") for digits in range(1, 18))
-    return next((gain for gain in gains if gain * columns**-0.5 == scale), scale * math.sqrt(columns))
+    """timm keeps ``gain * columns ** -0.5``: the shortest number that gives it, or one of those close by."""
+    gain = scale * math.sqrt(columns)
+    shorter = (float(f"{gain:.{digits}g}") for digits in range(1, 18))
+    beside = (math.nextafter(gain, 0), math.nextafter(gain, math.inf))
+    return next((found for found in (*shorter, *beside) if found * columns**-0.5 == scale), gain)
 
 
 def _holder(layer: Any) -> Linear | None:
