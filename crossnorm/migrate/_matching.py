@@ -17,7 +17,16 @@ Pairs = list[tuple[Part, Part]]
 
 # Fields that say how a layer trains; at inference two layers that differ in nothing else compute the same.
 TRAINING_FIELDS = frozenset(
-    {"decay", "renorm_decay", "running_variance", "running_quantity", "single_value", "initial_variance", "last_gamma", "pooled"}
+    {
+        "decay",
+        "renorm_decay",
+        "running_variance",
+        "running_quantity",
+        "single_value",
+        "initial_variance",
+        "last_gamma",
+        "pooled",
+    }
     | {"r_max", "r_min", "d_max", "r_max_steps", "d_max_steps", "iterations", "iteration_order", "warm_up", "initial_scale"}
 )
 
