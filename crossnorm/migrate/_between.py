@@ -38,19 +38,24 @@ def between(before: Sequence[Pair], taken: tuple[Array, Array], names: tuple[str
             return None
         mine, theirs = contrast(one, other)
         words = f"{mine} in {names[0]} and {theirs} in {names[1]}, behind {pair.one[0].part.name},"
-        output = pair.one[0].output
-        return words, _made(other, pair.one[0], output), _made(one, pair.one[0], output)
+        # The output before any activation: the first model's unless it has one inside its layer.
+        raw = next((call for call in (pair.one[0], pair.other[0]) if _activation(call) == "linear"), pair.one[0])
+        return words, _made(other, raw), _made(one, raw)
     return None
 
 
 def _from(call: Call, taken: Array) -> Glue | None:
-    return glue(call.output, taken, getattr(call.part.settings, "activation", "linear"))
+    return glue(call.output, taken, _activation(call))
 
 
-def _made(found: Glue, call: Call, output: Array) -> Array:
-    own = getattr(call.part.settings, "activation", "linear")
+def _activation(call: Call) -> str:
+    activation: str = getattr(call.part.settings, "activation", "linear")
+    return activation
+
+
+def _made(found: Glue, call: Call) -> Array:
     # What the layer has already applied itself is not applied twice.
-    return (found if own == "linear" else found._replace(activation=""))(output)
+    return (found if _activation(call) == "linear" else found._replace(activation=""))(call.output)
 
 
 def turned(a: Call, b: Call, names: tuple[str, str], first: bool) -> str:

@@ -122,13 +122,13 @@ class Trial:
         before, size = self._left(known), self.difference()
         if before <= VERDICT:
             return []
+        # What explains everything counts the same, whatever rounding is left: then the plainest is first.
         tried = sorted(
-            ((self._left(_both(known, each)), number, each) for number, each in enumerate(suspects)), key=lambda each: each[:2]
+            ((max(self._left(_both(known, each)), VERDICT), number, each) for number, each in enumerate(suspects)),
+            key=lambda each: each[:2],
         )
-        exact = min(((number, each) for rest, number, each in tried if rest <= VERDICT), key=lambda each: each[0], default=None)
-        if exact is not None:
-            return [Cause(exact[1].words, 1, size, exact[1])]
-        found, rest = None, before
+        found: Suspect | None = None
+        rest = before
         for _, _, each in tried:
             after = self._left(_both(known, _both(found, each)))
             if after < 0.9 * rest:

@@ -301,8 +301,10 @@ class _Comparison:
         if order is not None:
             inputs = {name: x[..., order] for name, x in inputs.items()}
             target = {name: x[..., order] if x.shape[-1:] == order.shape else x for name, x in target.items()}
-        frozen = {f"gradient of {name}" for name in _frozen(a.part, b.part)}
-        units = {name: unit for name in target if (unit := stage.unit(a, b, name)) is not None and name not in frozen}
+        # Not of what one of them has not, or does not train, which is told otherwise.
+        shared = a.part.trainable & b.part.trainable
+        skipped = {f"gradient of {name}" for name in a.part.arrays if name not in shared} | {"batches_tracked"}
+        units = {name: unit for name in target if (unit := stage.unit(a, b, name)) is not None and name not in skipped}
         if order is not None:
             units = {name: u[..., order] if stage.by_one and u.shape[-1:] == order.shape else u for name, u in units.items()}
         trial = Trial(
@@ -311,7 +313,7 @@ class _Comparison:
             parts=self.other.owned(b),
             spare=a.part.arrays,
             inputs=inputs,
-            target={name: target[name] for name in units if name != "batches_tracked"},
+            target={name: target[name] for name in units},
             units=units,
             cotangent=cotangent if cotangent is None or order is None or a.part.kind == "dense" else cotangent[..., order],
             training=training,

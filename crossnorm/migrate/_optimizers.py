@@ -222,8 +222,7 @@ def _eps_note(rule: Rule, trained: Sequence[_Trained], one: Optimizer, other: Op
         mean, square = (np.asarray(state.moments[kept], np.float64) for kept in rule.moments)
         correction = np.sqrt(1 - rule.beta_2 ** ((state.steps or 0) + 1))
         root = np.sqrt(square) / correction
-        with np.errstate(invalid="ignore"):
-            torch, keras = (np.nan_to_num(mean / (root + eps)) for eps in (rule.eps, rule.eps / correction))
+        torch, keras = (mean / (root + eps) for eps in (rule.eps, rule.eps / correction))
         apart += np.sum((torch - keras) ** 2)
         length += np.sum(torch**2)
     size = (

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from crossnorm.spec import WeightSpec
 from ._frameworks import framework_of, room
 from ._inputs import as_tuple, sample, turned
 from ._matching import Pairs, match, refusal, training_differences
-from ._parts import Part, parts
+from ._parts import Arrange, Part, parts
 from ._trace import Call, Recording, Units
 
 Array = NDArray[Any]
@@ -133,13 +134,13 @@ def transfer(
         for a, b in track(pairs, "copying", console=bar):
             b.write(a.arrays)
         with bar.status("proving"):
-            rows, notes = _proof(pairs, one, other)
+            rows, notes, orders = _proof(pairs, one, other)
             notes = [*notes, *_notes(pairs)]
     except BaseException:
         for _, part in pairs:
             part.write(part.arrays)
         raise
-    return Transfer(pairs, rows, notes)
+    return Transfer(_in_order(pairs, orders), rows, notes)
 
 
 # What stands in the way.
@@ -242,8 +243,8 @@ def agree_on_inputs(one: _Model, other: _Model) -> None:
                 there.inputs = tuple(x.swapaxes(0, 1) if x.ndim > 1 else x for x in there.inputs)
 
 
-def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[str]]:
-    """The error of every call, and what it does not prove.
+def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[str], dict[str, Array]]:
+    """The error of every call, what that does not prove, and in which order the target takes its inputs.
 
     An array whose inputs come in another order, after an image was flattened, is put right.
     """
@@ -275,7 +276,23 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[st
         if error > VERDICT:
             raise MigrationError(_parting(call, copy, error, orders.get(part.name)))
     rows += _output_rows(source, target, rows, units)
-    return rows, _unproved(pairs, source, target, rows)
+    return rows, _unproved(pairs, source, target, rows), orders
+
+
+def _in_order(pairs: Pairs, orders: Mapping[str, Array]) -> Pairs:
+    """The pairs, each source as its target has it now, so that an optimizer's state follows the weights."""
+    return [(_turned(a, orders[b.name]) if b.name in orders else a, b) for a, b in pairs]
+
+
+def _turned(part: Part, order: Array) -> Part:
+    names = _by_feature(part, order)
+    arrange = {name: partial(_picked, part.arrange[name], order) for name in names if name in part.arrange}
+    arrays = {name: part.arrays[name][..., order] for name in names}
+    return replace(part, arrays={**part.arrays, **arrays}, arrange={**part.arrange, **arrange})
+
+
+def _picked(arrange: Arrange, order: Array, stored: Array) -> Array:
+    return arrange(stored)[..., order]
 
 
 def _together(pairs: Pairs, position: int) -> dict[str, set[str]]:
@@ -301,7 +318,7 @@ def _reordered(
         divisors = [size for size in range(1, features) if features % size == 0]
         found = [np.arange(features).reshape(-1, size).T.ravel() for size in divisors]
         fitting = [order for order in found if _same(x[:, order], y)]
-        names = _by_feature(a, order=np.arange(features))
+        names = _by_feature(a, np.arange(features))
         if flattened and len({tuple(a.arrays[name][..., order].tobytes() for name in names) for order in fitting}) > 1:
             raise MigrationError(
                 f"transfer: what reaches source {a.name} is the same in several orders, zeros or one number for all, so that "
@@ -345,6 +362,10 @@ def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
         )
     if order is not None and not _mixes(call.part):
         want = want[..., order]
+    if call.part.kind in ("lstm", "gru"):
+        # Keras gives the last step alone unless it is asked for the sequence.
+        want, got = (x[:, -1] if x.ndim > y.ndim else x for x, y in ((want, got), (got, want)))
+        unit = np.max(unit, axis=tuple(range(unit.ndim - 1)))
     if want.shape != got.shape:
         return np.inf
     activations = [getattr(part.settings, "activation", "linear") for part in (call.part, copy.part)]
@@ -359,10 +380,8 @@ def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
 
 
 def _aligned(call: Call, copy: Call) -> tuple[Array, Array]:
-    """Both outputs; of a sequence the last step, if one layer gives no more; with the batch first in both."""
+    """Both outputs, with the batch first in both."""
     want, got = call.output, copy.output
-    if call.part.kind in ("lstm", "gru") and {want.ndim, got.ndim} == {2, 3}:
-        return (want, got[:, -1]) if want.ndim == 2 else (want[:, -1], got)
     if call.part.batch_axis == copy.part.batch_axis and want.ndim > 2:
         return _steps_first(want, got), got
     return want, got

@@ -73,11 +73,11 @@ def _axis(layer: Any, native: type) -> int:
         if layer.reduction_axes is not None:
             _refuse(layer, f"computes something else with reduction_axes={layer.reduction_axes}", "leave them out")
         return -1
-    axis = layer.axis if native is nnx.BatchNorm else layer.feature_axes
+    axis: Any = layer.axis if native is nnx.BatchNorm else layer.feature_axes
     if native in (nnx.LayerNorm, nnx.RMSNorm) and layer.reduction_axes != axis:
         what = f"normalizes axes {layer.reduction_axes} together and learns along {axis} only, which no specification says"
         _refuse(layer, what, "use the same axis for both")
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes: tuple[int, ...] = (axis,) if isinstance(axis, int) else tuple(axis)
     if len(axes) > 1:
         _refuse(layer, f"has several feature axes, {axes}, and one size for them", "use one axis")
     return axes[0]
@@ -121,8 +121,8 @@ def _wrapper(wrapper: Any, method: str, name: str | None) -> Description:
 
 def _normalizes(wrapper: Any, path: tuple[Any, ...], param: Any) -> bool:
     if isinstance(wrapper, nnx.WeightNorm):
-        return wrapper.variable_filter(path, param)
-    return param.ndim > 1 and wrapper.n_steps > 0
+        return bool(wrapper.variable_filter(path, param))
+    return bool(param.ndim > 1 and wrapper.n_steps > 0)
 
 
 def _settings(layer: Any, shape: tuple[int, ...]) -> Linear | None:
@@ -134,7 +134,7 @@ def _settings(layer: Any, shape: tuple[int, ...]) -> Linear | None:
     if type(layer) is not nnx.Conv or layer.mask is not None or np.any(np.asarray(layer.input_dilation) != 1):
         return None
     rank = len(shape) - 2
-    padding = layer.padding
+    padding: Any = layer.padding
     if isinstance(padding, str) and padding not in ("SAME", "VALID", "CAUSAL"):
         return None
     if not isinstance(padding, str):

@@ -39,10 +39,10 @@ ACTIVATION_PEERS: dict[str, dict[str, Peer]] = {
             ),
         ),
         "tf_keras2": Peer(
-            name="tf.keras 2 BatchNormalization (rank 4, fused)",
+            name="tf.keras 2 BatchNormalization (rank 4 or 5, fused)",
             arguments={**_KERAS_ARGUMENTS, "decay": Argument("momentum")},
             fields={"eps": 1e-3, "decay": 0.99, "running_variance": "unbiased", "single_value": "zero"},
-            notes=("only rank 4 takes the fused kernel; other ranks store the biased variance",),
+            notes=("only ranks 4 and 5 take the fused kernel; other ranks, and renorm, store the biased variance",),
         ),
         "flax": Peer(
             name="flax.linen.BatchNorm, flax.nnx.BatchNorm",

@@ -404,6 +404,10 @@ class RowLayer(SpecLayer):
         """Keras reads ``epsilon=None`` as its global epsilon."""
         return keras.config.epsilon() if self.epsilon is None else self.epsilon
 
+    def _parameters(self) -> dict[str, Tensor]:
+        # Keras stores sorted axes' sizes, [-1, 1] say, and reads the numbers in the order of the input's axes all the same.
+        return {name: tf.reshape(value, self._found) for name, value in super()._parameters().items()}
+
     def _find_rows(self, input_shape: Sequence[int | None]) -> tuple[int, ...]:
         """The sizes of the weights, in Keras' order of the axes; from now on, inputs with these only."""
         self._find(self.axis, input_shape)

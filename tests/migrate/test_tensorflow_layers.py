@@ -301,6 +301,14 @@ def test_a_live_holder_is_wrapped_and_written_into():
     assert_same(describe(twin), description)
 
 
+def test_an_embedding_that_masks_is_not_made_anew():
+    wrapper = built(ours.SpectralNormalization(L.Embedding(7, 4, mask_zero=True)), (None, 5))
+    description = describe(wrapper)
+    assert description.layout.holder is None
+    twin = again(description, holder=built(L.Embedding(7, 4, mask_zero=True), (None, 5)))
+    assert_same(describe(twin), description)
+
+
 def test_several_kernels_need_a_name():
     wrapper = ours.WeightStandardization(L.SeparableConv2D(4, 3, activation="relu"), scale=True)
     wrapper.build((None, 5, 5, 2))

@@ -29,8 +29,7 @@ from crossnorm import (
     WeightStandardizationSpec,
 )
 from crossnorm.errors import CrossnormError, MigrationError, SpecError, Unsupported
-from crossnorm.migrate import Layout, Linear, build, describe
-from crossnorm.migrate.files import load, save
+from crossnorm.migrate import Layout, Linear, build, describe, load, save
 from crossnorm.migrate.torch import variables, write
 from crossnorm.migrate.torch.linear import module_of, settings_of
 from crossnorm.spec import SPECS, WeightSpec

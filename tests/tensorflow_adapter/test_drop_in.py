@@ -214,3 +214,16 @@ def test_live_attributes_count():
     assert layer(x, training=True).numpy().ravel().tolist() == [-0.5, 0.5]
     assert layer.moving_mean.numpy().tolist() == [2.0]
     assert (layer.spec.decay, layer.spec.eps) == (0.0, 3.0)
+
+
+@pytest.mark.parametrize("axis", [[1, -1], [-1, 2], [-3, 3]])
+def test_axes_counted_from_both_ends(axis):
+    """Keras stores the sizes in the order of the sorted numbers, and reads them in that of the input's axes."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype("float32")
+    native, ours = (module.LayerNormalization(axis=axis) for module in (keras.layers, crossnorm.tensorflow))
+    for layer in (native, ours):
+        layer.build(x.shape)
+    weights = [np.random.default_rng(1).standard_normal(weight.shape) for weight in native.weights]
+    native.set_weights(weights)
+    ours.set_weights(weights)
+    np.testing.assert_allclose(ours(x), native(x), rtol=1e-5, atol=1e-6)

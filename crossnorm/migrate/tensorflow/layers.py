@@ -27,7 +27,10 @@ _NATIVES: dict[str, type[keras.layers.Layer]] = {
     "spectral_norm": keras.layers.SpectralNormalization,
 }
 # The arguments that make a native layer one of another method.
-_VARIANTS = {"batch_renorm": ("batch_norm", {"renorm": True}), "instance_norm": ("group_norm", {"groups": -1})}
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "batch_renorm": ("batch_norm", {"renorm": True}),
+    "instance_norm": ("group_norm", {"groups": -1}),
+}
 _HALVES = ("float16", "bfloat16")
 _OTHERS = (keras.layers.UnitNormalization, keras.layers.Normalization)
 
@@ -91,6 +94,7 @@ def write(layer: keras.layers.Layer, arrays: Mapping[str, Array], name: str | No
     spec, _, places = _parts(layer, name)
     counted = {array.name: array.shape for array in spec.state if array.name == "batches_tracked"}
     shapes = counted | {key: place.shape for key, place in places.items()}
+    arrays = {key: np.asarray(array, np.int64 if key in counted else None) for key, array in arrays.items()}
     for key, array in arrays.items():
         stored = places[key].variable.dtype if key in places else str(array.dtype)
         if (shapes.get(key), stored) != (array.shape, str(array.dtype)):
@@ -239,11 +243,11 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
     if name is not None and name not in names:
         _refuse(wrapper, f"does not normalize {name!r}, but {', '.join(names)}", "name one of these")
     kernel = name or names[0]
-    variable = _variable(holder, kernel)
+    variable: Any = _variable(holder, kernel)
     if isinstance(wrapper, WeightWrapper):
         arranged = wrapper._arrangement(kernel)
         spec = obeyed(f"the layer {wrapper.name!r}", lambda: wrapper._spec(arranged.shape))
-        held = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
+        held: dict[str, Any] = {array.name: wrapper._held(kernel, array.name) for array in spec.state}
         held |= {array.name: wrapper._held(kernel, "gain") for array in spec.parameters}
     else:
         if wrapper.dtype_policy.name != wrapper.layer.dtype_policy.name:
@@ -259,8 +263,9 @@ def _wrapper_parts(wrapper: Any, name: str | None) -> tuple[NormSpec, Layout, di
     missing = [array for array in shapes if held[array] is None]
     if missing:
         _refuse(wrapper, f"has no weight for {missing[0]!r}, which build did not make", "say at construction what is learned")
-    settings = settings_of(wrapper.layer, kernel)
-    places = {"weight": _Place(variable, spec.shape, (*arranged.row_axes, *arranged.column_axes))}
+    # An embedding that masks is more than its settings say, and must be given when something is built.
+    settings = None if getattr(wrapper.layer, "mask_zero", False) else settings_of(wrapper.layer, kernel)
+    places = {"weight": _Place(variable, arranged.shape, (*arranged.row_axes, *arranged.column_axes))}
     places |= {array: _Place.plain(held[array], shape) for array, shape in shapes.items()}
     if settings is not None and settings.bias:
         places["bias"] = _Place.plain(wrapper.layer.bias, wrapper.layer.bias.shape)
@@ -306,7 +311,7 @@ def _own_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Laye
     return layer
 
 
-def _native_layer(spec: NormSpec, layout: Layout, policy: str) -> keras.layers.Layer:
+def _native_layer(spec: Any, layout: Layout, policy: str) -> keras.layers.Layer:
     kept_mean = spec.method == "layer_norm" and not spec.subtract_mean
     method, variant = _VARIANTS.get(spec.method, (spec.method, {}))
     # rms_scaling=True, which makes a layer so, is set below: as an argument it warns.
@@ -338,9 +343,11 @@ def _as_list(axis: Any) -> Any:
     return list(axis) if isinstance(axis, tuple) else axis
 
 
-def _input_shape(spec: NormSpec, layout: Layout, least: int) -> tuple[int | None, ...]:
+def _input_shape(spec: Any, layout: Layout, least: int) -> tuple[int | None, ...]:
     """A shape to build the layer with: of the layout's rank or else of the smallest that its axes allow."""
-    axis = layout.axis
+    axis: Any = layout.axis
+    sizes: tuple[int, ...]
+    axes: tuple[int, ...]
     if hasattr(spec, "channels"):
         sizes, axes = (spec.channels,), (-1,) if axis is None else (axis,)
         spatial = getattr(spec, "spatial", None)
@@ -425,6 +432,6 @@ def _unit(spec: Any, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
     """The arrays, with a ``u`` of norm 1: only those that no iteration has seen are off by more than rounding."""
     if getattr(spec, "stored", None) != "u" or spec.warm_up:
         return arrays
-    norm = np.linalg.norm(arrays["u"].astype(np.float64))
-    fine = norm == 0 or abs(norm - 1) < 0.01
-    return arrays if fine else {**arrays, "u": (arrays["u"] / norm).astype(arrays["u"].dtype)}
+    u = arrays["u"].astype(np.float64)
+    norm = np.linalg.norm(u)
+    return arrays if norm == 0 or abs(norm - 1) < 0.01 else {**arrays, "u": (u / norm).astype(arrays["u"].dtype)}

@@ -179,7 +179,8 @@ def _word(settings: Linear, words: Sequence[str]) -> str:
 def _cutting(settings: Linear) -> dict[str, Any]:
     """The arguments with which a transposed Keras convolution cuts off its full output as the settings say."""
     _, _, *kernel = settings.shape
-    stride, dilation, added = settings.stride, settings.dilation, settings.output_padding
+    stride, dilation = settings.stride, settings.dilation
+    added: Any = settings.output_padding
     net = _net(settings.padding, added)
     full = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
     # How far the last product reaches from the start of its stride: so far that the convolution gives the input's size back.
@@ -196,7 +197,7 @@ def _cutting(settings: Linear) -> dict[str, Any]:
     _refuse(settings, "padding", "cuts off by the words 'valid' and 'same': crop the output yourself")
 
 
-def _net(cut: Amounts, added: Sequence[int]) -> Amounts:
+def _net(cut: Any, added: Sequence[int]) -> Amounts:
     """What is cut off, less what is added."""
     return tuple((before, after - more) for (before, after), more in zip(cut, added, strict=True))
 
