@@ -41,6 +41,8 @@ def convert(model: Model, rule: Callable[[str, Any, Description], Any]) -> Model
     GroupNorm(4, 8, eps=1e-05, affine=True, bias=True)
     """
     framework = framework_of(model)
+    if not callable(rule):
+        raise MigrationError(f"convert: {rule!r} is no rule; give a function, or one of crossnorm.migrate.rules")
     replacements: dict[int, Any] = {}
     for part in parts(model):
         if not isinstance(part.settings, NormSpec) or id(part.layer) in replacements:
@@ -48,7 +50,12 @@ def convert(model: Model, rule: Callable[[str, Any, Description], Any]) -> Model
         described = describe(part.layer)
         wanted = rule(part.name, part.layer, described)
         if wanted is not None:
-            replacements[id(part.layer)] = _replacement(part.name, described, wanted, framework)
+            replacement = _replacement(part.name, described, wanted, framework)
+            if any(replacement is other for other in replacements.values()):
+                raise MigrationError(
+                    f"convert: for {part.name!r} the rule returned a layer that it gave before; return a new one"
+                )
+            replacements[id(part.layer)] = replacement
     if not replacements:
         raise MigrationError("convert: the rule replaced no layer; look at crossnorm.migrate.parts(model) for what is there")
     return room(framework).convert(model, replacements)

@@ -179,3 +179,80 @@ def test_half_precision():
     model = nn.Sequential(nn.BatchNorm2d(3).half())
     convert(model, rules.ours())
     assert {tensor.dtype for tensor in (*model.parameters(), model[0].running_var)} == {torch.float16}
+
+
+def test_the_handle_of_a_hook_still_removes_it():
+    model, calls = nn.Sequential(nn.LayerNorm(6)), []
+    handle = model[0].register_forward_hook(lambda *args: calls.append(args))
+    convert(model, rules.ours())
+    model(X)
+    handle.remove()
+    model(X)
+    assert len(calls) == 1
+
+
+def test_a_layer_that_the_rule_made_takes_over_parameters_statistics_and_dtype():
+    model = nn.Sequential(nn.BatchNorm2d(3)).half()
+    with torch.no_grad():
+        model[0].running_mean.fill_(2)
+    held = dict(model[0].named_parameters()) | dict(model[0].named_buffers())
+    convert(model, lambda name, layer, description: nn.SyncBatchNorm(3))
+    assert all(tensor is held[name] for name, tensor in model[0].named_parameters())
+    assert all(tensor is held[name] for name, tensor in model[0].named_buffers())
+    model = nn.Sequential(nn.BatchNorm2d(3, affine=True)).half()
+    convert(model, lambda name, layer, description: nn.PReLU(3))
+    assert model[0].weight.dtype == torch.float16
+    model = nn.Sequential(nn.BatchNorm2d(3)).half()
+    convert(model, lambda name, layer, description: nn.Conv2d(3, 3, 1))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+
+
+def test_a_rule_that_wraps_the_layer():
+    model, calls = nn.Sequential(nn.LayerNorm(6)), []
+    layer = model[0].eval()
+    layer.register_forward_hook(lambda *args: calls.append(args))
+    convert(model, lambda name, layer, description: nn.Sequential(layer, nn.ReLU()))
+    model(X)
+    assert model[0][0] is layer
+    assert len(calls) == 1
+    assert not model[0].training
+
+
+def test_plain_attributes_do_not_go_on_with_the_old_layer():
+    class Listing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(6)
+            self._all = [self.norm, 3]
+            self.named, self.several = {"norm": self.norm}, (self.norm,)
+
+        def forward(self, x):
+            return self._all[0](x)
+
+    model = Listing()
+    convert(model, rules.ours())
+    assert type(model.norm) is crossnorm.torch.LayerNorm
+    assert model._all == [model.norm, 3]
+    assert model.named == {"norm": model.norm}
+    assert model.several == (model.norm,)
+
+
+def test_a_reparametrized_module_of_ones_own_is_not_made_anew_without_what_is_in_it():
+    class Own(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.more = nn.Parameter(torch.ones(2))
+
+    model = nn.Sequential(parametrizations.spectral_norm(Own()))
+    layer = model[0]
+    with pytest.raises(MigrationError, match="ParametrizedOwn is a Own with a reparametrized weight"):
+        convert(model, rules.ours())
+    assert model[0] is layer
+
+
+def test_rules_that_are_none():
+    with pytest.raises(MigrationError, match="'ours' is no rule"):
+        convert(network(), "ours")
+    new = nn.Identity()
+    with pytest.raises(MigrationError, match="returned a layer that it gave before"):
+        convert(network(), lambda name, layer, description: new)

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from crossnorm.errors import Unsupported
+from crossnorm.errors import MigrationError, Unsupported
 from crossnorm.torch._base import Layer, momentum_of
 from crossnorm.torch._weight import parametrization_of
 
@@ -20,8 +21,11 @@ _HOOKS = (
     "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
 
-# Whose hooks are part of a reparametrization, and go with it.
-_REPARAMETRIZERS = ("torch.nn.utils", "crossnorm.torch")
+# What every module has beside its user's attributes.
+_OWN = vars(nn.Module()).keys()
+
+# Whose hooks and classes are part of a reparametrization, and go with it.
+_REPARAMETRIZERS = ("torch.nn.utils", "crossnorm.torch", "timm.")
 
 
 def convert(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
@@ -36,28 +40,70 @@ def convert(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Modul
         _take_over(old, replacements[id(old)])
     for parent, name, child in places:
         parent._modules[name] = replacements[id(child)]
+    for holder in model.modules():
+        for name, value in vars(holder).items():
+            if name not in _OWN:
+                vars(holder)[name] = _renewed(value, replacements)
     return replacements.get(id(model), model)
 
 
+def _renewed(value: Any, replacements: Mapping[int, nn.Module]) -> Any:
+    """A plain attribute that holds replaced modules beside `_modules`, with the new ones."""
+    if isinstance(value, nn.Module):
+        return replacements.get(id(value), value)
+    if type(value) is tuple:
+        return tuple(_renewed(each, replacements) for each in value)
+    if type(value) is list:
+        value[:] = [_renewed(each, replacements) for each in value]
+    if type(value) is dict:
+        value.update({key: _renewed(each, replacements) for key, each in value.items()})
+    return value
+
+
 def _take_over(old: nn.Module, new: nn.Module) -> None:
-    """All that ``new`` can have of ``old``: the very parameters, device, training flag and hooks."""
+    """All that ``new`` can have of ``old``: the very parameters and statistics, device, dtype, training flag and hooks."""
+    if any(module is old for module in new.modules()):
+        new.training = old.training
+        return  # it is still there, with all that it has
+    if is_parametrized(new) and _class(old) is not _class(new) and not _class(old).__module__.startswith(_REPARAMETRIZERS):
+        raise MigrationError(
+            f"convert: {type(old).__name__} is a {_class(old).__name__} with a reparametrized weight; a {_class(new).__name__} "
+            "would lose what else is in it; reparametrize it by hand, and leave it out of the rule"
+        )
     tensors = [*old.parameters(), *old.buffers()]
     if tensors:
         new.to(tensors[0].device)
     there = dict(old.named_parameters())
     for name, parameter in list(new.named_parameters()):
         given = there.get(name)
-        if given is not None and (given.shape, given.dtype) == (parameter.shape, parameter.dtype):
+        if given is not None and given.shape == parameter.shape:
             path, _, leaf = name.rpartition(".")
             new.get_submodule(path)._parameters[leaf] = given
         elif there:
+            first = next(iter(there.values()))
+            parameter.data = parameter.data.to(first.dtype)
             parameter.requires_grad_(any(each.requires_grad for each in there.values()))
+    kept = dict(old.named_buffers())
+    for name, buffer in list(new.named_buffers()):
+        given = kept.get(name)
+        # A layer of ours has got what its specification makes of them.
+        if given is not None and given.shape == buffer.shape and (not isinstance(new, Layer) or torch.equal(given, buffer)):
+            path, _, leaf = name.rpartition(".")
+            new.get_submodule(path)._buffers[leaf] = given
     new.train(old.training)
     for name in _HOOKS:
-        getattr(new, name).update(
-            {key: hook for key, hook in getattr(old, name).items() if not _reparametrizes(hook, old, name, key)}
-        )
+        hooks = getattr(old, name)
+        going = {key: hook for key, hook in hooks.items() if not _reparametrizes(hook, old, name, key)}
+        if len(going) == len(hooks) and not getattr(new, name):
+            setattr(new, name, hooks)  # the very dictionary, from which a handle removes its hook
+        else:
+            getattr(new, name).update(going)
     new._is_full_backward_hook = old._is_full_backward_hook
+
+
+def _class(module: nn.Module) -> type:
+    """The class of a module before it was parametrized."""
+    return type(module).__mro__[is_parametrized(module)]
 
 
 def _reparametrizes(hook: Any, old: nn.Module, name: str, key: int) -> bool:
