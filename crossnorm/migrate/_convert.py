@@ -29,8 +29,8 @@ def convert(model: Model, rule: Callable[[str, Any, Description], Any]) -> Model
 
     Returns:
         The model with its new layers; use what is returned. A torch module or a subclassed Keras model is changed in place.
-        Instead of a functional or sequential Keras model there is a new one, with copies of all weights, compiled anew if the
-        old one was.
+        Instead of a functional or sequential Keras model there is a new one, with copies of all weights. A Keras model that was
+        compiled is compiled anew, with an optimizer that has no state yet.
 
     Raises:
         MigrationError: the rule returned something else, no layer was replaced, or one cannot be. The model is as it was.

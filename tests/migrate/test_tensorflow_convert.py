@@ -175,3 +175,122 @@ def test_wrapped_layers():
 def test_nothing_to_do():
     with pytest.raises(MigrationError, match="replaced no layer"):
         convert(keras.Sequential([keras.Input((4,)), layers.Dense(2)]), rules.ours())
+
+
+V = np.random.default_rng(2).standard_normal((8, 4)).astype("float32")
+
+
+class Small(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = layers.BatchNormalization(), layers.Dense(2)
+
+    def call(self, x, training=None):
+        return self.head(self.norm(x, training=training))
+
+
+def test_a_compiled_model_that_is_changed_in_place_does_not_go_on_with_what_was_traced():
+    model = Small()
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    model.fit(V, V[:, :2], verbose=0)
+    model.predict(V, verbose=0)
+    assert convert(model, rules.group_norm(2)) is model
+    np.testing.assert_allclose(model.predict(V, verbose=0), model(V), rtol=1e-5, atol=1e-5)
+    gamma = model.norm.gamma.numpy()
+    model.fit(V, V[:, :2], verbose=0)
+    assert not np.array_equal(gamma, model.norm.gamma)
+    assert float(model.optimizer.learning_rate) == 0.5
+
+
+def test_operations_and_masks_and_lambdas_in_the_graph():
+    words = keras.Input((None,), dtype="int32")
+    x = layers.LayerNormalization()(layers.Embedding(9, 4, mask_zero=True)(words))
+    x = layers.Lambda(lambda x: x * 2, mask=lambda x, mask: mask)(x)
+    model = keras.Model(words, layers.LSTM(3)(x + 1))
+    ids = np.array([[1, 2, 0], [3, 0, 0]])
+    np.testing.assert_allclose(convert(model, rules.ours())(ids), model(ids), rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_two_models_share_stays_one():
+    shared = layers.Dense(4)
+    x = keras.Input((4,))
+    inner = keras.Model(x, layers.BatchNormalization()(shared(x)))
+    y = keras.Input((4,))
+    model = keras.Model(y, inner(shared(y)))
+    new = convert(model, rules.ours())
+    assert len(new.weights) == len(model.weights)
+    np.testing.assert_allclose(new(V), model(V), rtol=1e-5, atol=1e-6)
+
+
+def test_a_sequential_model_in_two_attributes_stays_one():
+    class Twice(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.one = keras.Sequential([layers.Dense(4), layers.BatchNormalization()])
+            self.block = Holder(self.one)
+
+        def call(self, x):
+            return self.block(self.one(x))
+
+    class Holder(layers.Layer):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def call(self, x):
+            return self.inner(x)
+
+    model = Twice()
+    before, count = model(V).numpy(), len(model.weights)
+    convert(model, rules.ours())
+    assert model.one is model.block.inner
+    assert len(model.weights) == count
+    np.testing.assert_allclose(model(V), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [rules.ours(), lambda name, layer, description: layers.BatchNormalization(momentum=0.5)])
+@pytest.mark.parametrize("made", [Small, lambda: keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="norm")])])
+def test_weights_regularizers_and_constraints_are_taken_over(made, rule):
+    model = made()
+    model(V)
+    norm = model.layers[0]
+    for index, weight in enumerate(norm.weights):
+        weight.assign(np.arange(4) + index)
+    norm.gamma_regularizer = norm.gamma.regularizer = keras.regularizers.L2(0.1)
+    norm.beta_constraint = norm.beta.constraint = keras.constraints.NonNeg()
+    before = [weight.numpy() for weight in norm.weights]
+    new = convert(model, rule).layers[0]
+    assert new is not norm
+    for one, other in zip(before, new.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(new.losses) == 1
+    assert isinstance(new.beta.constraint, keras.constraints.NonNeg)
+    assert isinstance(new.gamma_regularizer, keras.regularizers.L2)
+
+
+def test_a_layer_that_cannot_be_built_in_that_place():
+    model = Small()
+    model(V)
+    norm = model.norm
+    with pytest.raises(MigrationError, match="cannot be built"):
+        convert(model, lambda name, layer, description: layers.GroupNormalization(3))
+    assert model.norm is norm
+
+
+def test_a_class_that_makes_its_own_graph_is_refused():
+    class Own(keras.Model):
+        def __init__(self, more):
+            x = keras.Input((4,))
+            super().__init__(x, layers.BatchNormalization()(x))
+            self.more = more
+
+    with pytest.raises(MigrationError, match="is a Own, whose constructor makes its layers itself"):
+        convert(Own(3), rules.ours())
+
+
+def test_a_frozen_model_stays_frozen():
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(), layers.Dense(2)])
+    model.trainable = False
+    new = convert(model, rules.ours())
+    assert not new.trainable
+    assert not new.trainable_weights
