@@ -1,7 +1,7 @@
 """All weights of a model into another model, of another framework or the same, and the proof that the two compute the same."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -134,13 +134,13 @@ def transfer(
         for a, b in track(pairs, "copying", console=bar):
             b.write(a.arrays)
         with bar.status("proving"):
-            rows, notes, orders = _proof(pairs, one, other)
+            rows, notes, moved = _proof(pairs, one, other)
             notes = [*notes, *_notes(pairs)]
     except BaseException:
         for _, part in pairs:
             part.write(part.arrays)
         raise
-    return Transfer(_in_order(pairs, orders), rows, notes)
+    return Transfer(moved, rows, notes)
 
 
 # What stands in the way.
@@ -243,19 +243,22 @@ def agree_on_inputs(one: _Model, other: _Model) -> None:
                 there.inputs = tuple(x.swapaxes(0, 1) if x.ndim > 1 else x for x in there.inputs)
 
 
-def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[str], dict[str, Array]]:
-    """The error of every call, what that does not prove, and in which order the target takes its inputs.
+def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[str], Pairs]:
+    """The error of every call, what that does not prove, and the pairs with each source as its target has it now.
 
-    An array whose inputs come in another order, after an image was flattened, is put right.
+    An array whose inputs come in another order, after an image was flattened, is put right; so is one whose outputs become an
+    image.
     """
     source, target = one.record(), other.record()
-    orders: dict[str, Array] = {}
-    for _ in pairs:
-        if (found := _reordered(pairs, source, target, orders)) is None:
+    taken: dict[str, Array] = {}
+    given: dict[str, Array] = {}
+    while True:
+        if found := _reordered(pairs, source, target, taken):
+            a, b, order = found
+            taken[b.name] = order
+            b.write(_turned(a, order, given.get(b.name)).arrays)
+        elif not _reshaped(pairs, source, other, taken, given):
             break
-        a, b, order = found
-        orders[b.name] = order
-        b.write({name: a.arrays[name][..., order] for name in _by_feature(a, order)})
         target = other.record()
     measured = one if one.framework == "torch" else other
     units = measured.units()
@@ -271,28 +274,35 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[st
             raise MigrationError(
                 f"transfer: source {call.part.name} is called more often than target {part.name}; call them equally often"
             )
-        error = _error(call, copy, units.outputs[(call if measured is one else copy).key], orders.get(part.name))
+        order = (given if _mixes(part) else taken).get(part.name)
+        error = _error(call, copy, units.outputs[(call if measured is one else copy).key], order)
         rows.append(Row(call.part.name, part.name, part.kind, error))
         if error > VERDICT:
-            raise MigrationError(_parting(call, copy, error, orders.get(part.name)))
+            raise MigrationError(_parting(call, copy, error, taken.get(part.name)))
     rows += _output_rows(source, target, rows, units)
-    return rows, _unproved(pairs, source, target, rows), orders
+    return rows, _unproved(pairs, source, target, rows), _in_order(pairs, taken, given)
 
 
-def _in_order(pairs: Pairs, orders: Mapping[str, Array]) -> Pairs:
+def _in_order(pairs: Pairs, taken: Mapping[str, Array], given: Mapping[str, Array]) -> Pairs:
     """The pairs, each source as its target has it now, so that an optimizer's state follows the weights."""
-    return [(_turned(a, orders[b.name]) if b.name in orders else a, b) for a, b in pairs]
+    return [(_turned(a, taken.get(b.name), given.get(b.name)), b) for a, b in pairs]
 
 
-def _turned(part: Part, order: Array) -> Part:
-    names = _by_feature(part, order)
-    arrange = {name: partial(_picked, part.arrange[name], order) for name in names if name in part.arrange}
-    arrays = {name: part.arrays[name][..., order] for name in names}
+def _turned(part: Part, taken: Array | None, given: Array | None) -> Part:
+    """A part that takes its features in one order, and gives them in another."""
+    indices: dict[str, Any] = {}
+    if taken is not None:
+        indices = dict.fromkeys(_by_feature(part, taken), (..., taken))
+    if given is not None:
+        rows = [name for name, array in part.arrays.items() if name != "v" and array.shape[:1] == given.shape]
+        indices |= {name: (given[:, None], taken) if name in indices else given for name in rows}
+    arrays = {name: part.arrays[name][index] for name, index in indices.items()}
+    arrange = {name: partial(_picked, part.arrange[name], i) for name, i in indices.items() if name in part.arrange}
     return replace(part, arrays={**part.arrays, **arrays}, arrange={**part.arrange, **arrange})
 
 
-def _picked(arrange: Arrange, order: Array, stored: Array) -> Array:
-    return arrange(stored)[..., order]
+def _picked(arrange: Arrange, index: Any, stored: Array) -> Array:
+    return arrange(stored)[index]
 
 
 def _together(pairs: Pairs, position: int) -> dict[str, set[str]]:
@@ -320,13 +330,67 @@ def _reordered(
         fitting = [order for order in found if _same(x[:, order], y)]
         names = _by_feature(a, np.arange(features))
         if flattened and len({tuple(a.arrays[name][..., order].tobytes() for name in names) for order in fitting}) > 1:
-            raise MigrationError(
-                f"transfer: what reaches source {a.name} is the same in several orders, zeros or one number for all, so that "
-                "nobody can tell in which the models flatten an image; the copy was undone: give other inputs="
-            )
+            raise _ambiguous(a)
         if fitting and not _same(x, y):
             return a, b, fitting[0]
     return None
+
+
+def _reshaped(
+    pairs: Pairs, source: Recording, other: _Model, taken: dict[str, Array], given: dict[str, Array]
+) -> tuple[Part, Part] | None:
+    """Find the order in which the next dense layer whose output becomes an image has to give it, and write that."""
+    partners = {a.name: (a, b) for a, b in pairs}
+    for image, chain in _images(source):
+        through = [partners[call.part.name] for call in (image, *chain) if call.part.name in partners]
+        if len(through) <= len(chain) or through[-1][1].name in given:
+            continue
+        (_, first), *norms, (dense, copy) = through
+        x = image.inputs["input"]
+        places = np.arange(x[0].size)
+        orders = [places, places.reshape(x.shape[-1], -1).T.ravel(), places.reshape(-1, x.shape[-1]).T.ravel()]
+        fitting = {}
+        for order in orders:
+            _write_image(norms, (dense, copy), taken.get(copy.name), order)
+            got = {call.part.name: call for call in reversed(other.record().calls)}.get(first.name)
+            if got is not None and x.shape == got.inputs["input"].shape and _same(x, got.inputs["input"]):
+                fitting[_turned(dense, None, order).arrays["weight"].tobytes()] = order
+        if len(fitting) > 1:
+            raise _ambiguous(image.part)
+        chosen = next(iter(fitting.values()), places)
+        _write_image(norms, (dense, copy), taken.get(copy.name), chosen)
+        given[copy.name] = chosen
+        taken |= {b.name: chosen for _, b in norms}
+        return dense, copy
+    return None
+
+
+def _write_image(norms: Pairs, dense: tuple[Part, Part], taken: Array | None, given: Array) -> None:
+    """Write a dense layer that gives its features in an order, and the normalizations behind it."""
+    for a, b in norms:
+        b.write(_turned(a, given, None).arrays)
+    dense[1].write(_turned(dense[0], taken, given).arrays)
+
+
+def _images(recording: Recording) -> Iterator[tuple[Call, list[Call]]]:
+    """The calls that take as an image what has no positions, with what was called before, back to the dense layer."""
+    for place, image in enumerate(recording.calls):
+        x = image.inputs.get("input")
+        chain = []
+        for call in reversed(recording.calls[:place]):
+            if x is None or x.ndim < 3 or call.output.shape != (len(x), x[0].size):
+                break
+            chain.append(call)
+            if _mixes(call.part):
+                yield image, chain
+                break
+
+
+def _ambiguous(part: Part) -> MigrationError:
+    return MigrationError(
+        f"transfer: what reaches source {part.name} is the same in several orders, zeros or one number for all, so that nobody "
+        "can tell in which the models flatten an image, or make one; the copy was undone: give other inputs="
+    )
 
 
 def _flattened(recording: Recording, call: Call) -> bool:
@@ -360,7 +424,7 @@ def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
         raise MigrationError(
             f"transfer: source {call.part.name} gives NaN or infinity, so that nothing can be proved; give other inputs="
         )
-    if order is not None and not _mixes(call.part):
+    if order is not None:
         want = want[..., order]
     if call.part.kind in ("lstm", "gru"):
         # Keras gives the last step alone unless it is asked for the sequence.

@@ -201,8 +201,8 @@ def _undisturbed(model: nn.Module, training: bool | None, restore: bool) -> Iter
     flags = [module.training for module in modules]
     buffers = [(m._buffers, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
     # An embedding with max_norm shrinks its weight when it is called.
-    shrunk = [m for m in modules if getattr(m, "max_norm", None) is not None]
-    buffers += [(m._parameters, name, p, p.detach().clone()) for m in shrunk for name, p in m._parameters.items()]
+    shrunk: Any = [m._parameters for m in modules if getattr(m, "max_norm", None) is not None]
+    buffers += [(held, name, p, p.detach().clone()) for held in shrunk for name, p in held.items() if p is not None]
     rates = [(module, name, getattr(module, name)) for module in modules for name in _rates(module)]
     devices = {t.device.index for t in model.parameters() if t.device.type == "cuda"}
     with ExitStack() as stack:
