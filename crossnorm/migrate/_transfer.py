@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
@@ -132,13 +133,19 @@ def transfer(
     bar = Console(stderr=True, quiet=not progress)
     try:
         for a, b in track(pairs, "copying", console=bar):
-            b.write(a.arrays)
+            try:
+                b.write(a.arrays)
+            except RuntimeError as error:
+                raise MigrationError(
+                    f"transfer: the arrays of target {b.name} cannot be overwritten in place ({_first_line(error)}); clone them"
+                ) from error
         with bar.status("proving"):
             rows, notes, moved = _proof(pairs, one, other)
             notes = [*notes, *_notes(pairs)]
     except BaseException:
         for _, part in pairs:
-            part.write(part.arrays)
+            with suppress(RuntimeError):  # what cannot be overwritten was not
+                part.write(part.arrays)
         raise
     return Transfer(moved, rows, notes)
 
@@ -279,6 +286,14 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], list[st
         rows.append(Row(call.part.name, part.name, part.kind, error))
         if error > VERDICT:
             raise MigrationError(_parting(call, copy, error, taken.get(part.name)))
+    names = {b.name: a.name for a, b in pairs if together[0][a.name] == together[1][a.name]}
+    known = {call.key for call in source.calls}
+    for copy in target.calls:
+        if copy.part.name in names and (names[copy.part.name], copy.number) not in known:
+            raise MigrationError(
+                f"transfer: target {copy.part.name} is called more often than source {names[copy.part.name]}; "
+                "call them equally often"
+            )
     rows += _output_rows(source, target, rows, units)
     return rows, _unproved(pairs, source, target, rows), _in_order(pairs, taken, given)
 

@@ -731,3 +731,72 @@ def test_an_optimizer_follows_the_weights_of_an_image():
     np.testing.assert_array_equal(moved.arrays["weight"], target.layers[1].kernel.numpy().T)
     np.testing.assert_array_equal(moved.arrange["weight"](source[0].weight.detach().numpy()), moved.arrays["weight"])
     assert not np.array_equal(moved.arrays["weight"], source[0].weight.detach().numpy())
+
+
+class Repeated(nn.Module):
+    """One layer several times, whose output does not matter."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.dense, self.times = nn.Linear(4, 4), times
+
+    def forward(self, x):
+        y = x
+        for _ in range(self.times):
+            y = self.dense(y)
+        return x + 0 * y
+
+
+class Silent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.dense(x)
+
+
+def expanded():
+    """A weight all of whose rows are one."""
+    model = dense(4, 4)
+    model[0].weight.data = torch.ones(1, 4).expand(4, 4)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        (lambda: Repeated(1), lambda: Repeated(2), "target dense is called more often than source dense"),
+        (Silent, Silent, "Silent gives no tensor"),
+        (lambda: dense(4, 4), expanded, "target 0 cannot be overwritten in place"),
+        (lambda: torch.jit.script(dense(4, 4)), lambda: dense(4, 4), "is compiled by TorchScript"),
+        (lambda: dense(4, 4).to(torch.float8_e4m3fn), lambda: dense(4, 4), "in torch.float8_e4m3fn"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_models_that_cannot_be_compared(source, target, words):
+    with pytest.raises(MigrationError, match=words):
+        transfer(source(), target(), inputs=X)
+
+
+def test_an_encoder_with_a_mask_of_padding():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(9, 8)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+        def forward(self, x):
+            return self.encoder(self.words(x), src_key_padding_mask=x == 0)
+
+    assert transfer(Encoder(), Encoder(), inputs=torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0]])).worst <= VERDICT
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_negative_zero_comes_back():
+    target = functional((5, 4), layers.LSTM(3, return_sequences=True), layers.Activation("tanh"))
+    bias = target.layers[1].cell.bias
+    bias.assign(np.full(bias.shape, -0.0))
+    with pytest.raises(MigrationError, match="was undone"):
+        transfer(Last(nn.LSTM(4, 3, batch_first=True)), target)
+    assert np.signbit(bias.numpy()).all()

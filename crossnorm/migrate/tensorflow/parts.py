@@ -183,7 +183,9 @@ def _with_recurrent_bias(part: Part) -> Part:
     def write(arrays: Arrays) -> None:
         given = dict(arrays)
         if "recurrent_bias" in given:
-            given["bias"] = given.get("bias", part.arrays["bias"]) + given.pop("recurrent_bias")
+            second = given.pop("recurrent_bias")
+            if second.any():  # adding zeros would turn -0 into 0
+                given["bias"] = given.get("bias", part.arrays["bias"]) + second
         part.write(given)
 
     second = {"recurrent_bias": np.zeros_like(part.arrays["bias"])}

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from crossnorm.errors import MigrationError
 from crossnorm.rounding import perturbed
 
 from .._parts import Part
@@ -68,6 +69,8 @@ def record(
                 for tensor in tf.nest.flatten(_called(model, given, {} if training is None else {"training": training}))
                 if tensor is not None
             ]
+            if not outputs:
+                raise MigrationError(f"the model {model.name!r} gives no tensor, and cannot be compared; return its output")
             output = outputs[0]
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(tape, output, cotangent, [*tapped, *watched], learned)

@@ -48,6 +48,8 @@ def _own(module: nn.Module, path: str) -> dict[str, Tensor]:
     """The tensors of a module itself that are weights: no counters, and nothing that a checkpoint leaves out."""
     who = f"parts: the module {path!r} ({type(module).__name__})"
     buffers = {key: tensor for key, tensor in module._buffers.items() if key not in module._non_persistent_buffers_set}
+    if isinstance(module, torch.jit.ScriptModule):
+        raise MigrationError(f"{who} is compiled by TorchScript, and nobody sees its layers run; give the module it is made of")
     own = {}
     for key, tensor in {**module._parameters, **buffers}.items():
         if tensor is None:
@@ -60,6 +62,8 @@ def _own(module: nn.Module, path: str) -> dict[str, Tensor]:
             raise MigrationError(
                 f"{who} has in {key!r} a {type(tensor).__name__} that is sparse, quantized or of its own class; make it dense"
             )
+        if tensor.is_floating_point() and tensor.itemsize < 2:
+            raise MigrationError(f"{who} has its {key!r} in {tensor.dtype}, which NumPy has not; make it float16 or wider")
         if tensor.dim() or tensor.is_floating_point():
             own[key] = tensor
     return own

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from crossnorm.errors import MigrationError
 from crossnorm.rounding import perturbed
 
 from .._parts import Part
@@ -59,6 +60,10 @@ def record(
         given = _tensors(model, inputs, cotangent is not None)
         with _hooks(parts, calls, taps), broken_off(calls):
             outputs = list(_tensors_in(model(*given)))
+            if not outputs:
+                raise MigrationError(
+                    f"the model {type(model).__name__} gives no tensor, and cannot be compared; return its output"
+                )
             output = outputs[0]
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(output, cotangent, [*tapped, *given, *learned])
@@ -208,6 +213,9 @@ def _undisturbed(model: nn.Module, training: bool | None, restore: bool) -> Iter
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=sorted(devices)))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        # Encoders skip their layers there, and give nested tensors that nobody can read.
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             if training is not None:
                 model.train(training)
