@@ -35,7 +35,8 @@ def match(source: Sequence[Part], target: Sequence[Part], mapping: Mapping[str, 
     """The pairs of parts, in the order of ``source``.
 
     What ``mapping`` names is paired first. The rest is paired by name if every name has its equal, whatever the separators;
-    else by order if the two sequences of kinds and shapes are the same; else by those names that agree and the rest by order.
+    else by order if the two sequences of kinds and shapes are the same; else by those names that agree, by those kinds and
+    shapes that come once, and the rest by order.
 
     Args:
         source, target: the parts of the two models, in the order in which they are executed, or defined.
@@ -109,10 +110,12 @@ def _match_rest(source: list[Part], target: list[Part]) -> dict[str, Part]:
     if order is None:
         taken = {part.name for part in names.values()}
         left, right = [p for p in source if p.name not in names], [p for p in target if p.name not in taken]
-        rest = _same_order(left, right)
+        alone = _alone(left, right)
+        taken = {part.name for part in alone.values()}
+        rest = _same_order([p for p in left if p.name not in alone], [p for p in right if p.name not in taken])
         if rest is None:
             raise refusal([*_unmatched("source", left, right), *_unmatched("target", right, left), *_parting(left, right)])
-        return names | rest
+        return names | alone | rest
     contradictions = [
         f"source {name}: by its name it is target {part.name}, by the order target {order[name].name}"
         for name, part in names.items()
@@ -137,6 +140,14 @@ def _automatic(part: Part) -> bool:
     """Whether a name is nobody's choice: Keras counts the layers of a class, over all models."""
     counted = re.sub(r"(_\d+)?$", "", part.name.rpartition(".")[2])
     return part.framework == "tensorflow" and counted.replace("_", "") == type(part.layer).__name__.lower()
+
+
+def _alone(source: list[Part], target: list[Part]) -> dict[str, Part]:
+    """The parts whose kind and shapes come once on either side: branches are not executed in the same order everywhere."""
+    mine, theirs = (Counter(map(_signature, parts)) for parts in (source, target))
+    there = {_signature(part): part for part in target}
+    keys = {part.name: _signature(part) for part in source}
+    return {name: there[key] for name, key in keys.items() if mine[key] == theirs[key] == 1}
 
 
 def _same_order(source: list[Part], target: list[Part]) -> dict[str, Part] | None:

@@ -47,6 +47,14 @@ def test_by_name_where_some_agree_and_the_rest_by_order():
     assert matched(source, target) == {"stem": "stem", "x": "y", "head": "head"}
 
 
+def test_by_kind_and_shape_where_these_come_once():
+    source, target = (
+        [dense("a"), norm("b"), dense("c", 5), dense("d", 5)],
+        [norm("e"), dense("f", 5), dense("g"), dense("h", 5)],
+    )
+    assert matched(source, target) == {"a": "g", "b": "e", "c": "f", "d": "h"}
+
+
 def test_the_mapping_comes_first():
     source, target = [dense("a"), dense("b")], [dense("a"), dense("b")]
     assert matched(source, target, {"a": "b"}) == {"a": "b", "b": "a"}
@@ -64,7 +72,13 @@ def test_skip():
         ([dense("a"), dense("b", 5)], [dense("c")], {}, (), ["source b", "no counterpart"]),
         ([dense("a")], [dense("c"), norm("d")], {}, (), ["target d", "batch_norm", "no counterpart"]),
         ([dense("a"), dense("b")], [dense("c")], {}, (), ["source a", "source b", "one of 2 beside 1"]),
-        ([dense("a"), norm("b")], [norm("c"), dense("d")], {}, (), ["order is ambiguous", "source a", "target c"]),
+        (
+            [dense("a"), norm("b"), dense("e"), norm("f")],
+            [norm("c"), dense("d"), norm("g"), dense("h")],
+            {},
+            (),
+            ["order is ambiguous", "source a", "target c"],
+        ),
         ([dense("a"), dense("b")], [dense("b"), dense("x")], {}, (), ["source b", "by its name", "by the order target x"]),
         ([dense("a", 4), dense("b", 5)], [dense("a", 5), dense("b", 4)], {}, (), ["source a", "does not fit target a"]),
         ([dense("a")], [dense("b")], {"z": "b"}, (), ["mapping names 'z'", "no part of the source", "a"]),
