@@ -1,58 +1,40 @@
-"""A normalization layer taken apart: its specification, and the live tensors behind its arrays."""
+"""The tensors behind the arrays of a normalization layer, and their numbers as NumPy has them."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from crossnorm.errors import MigrationError
-from crossnorm.spec import NormSpec
 from crossnorm.torch._weight import swap
 
-from .._description import BFLOAT16, COUNTERS, FLOATING, Layout
+from .._description import BFLOAT16, COUNTERS, FLOATING
+from .._held import Array
+from .._natives import refuse
 
 _DTYPES = [getattr(torch, name) for name in (*FLOATING, *COUNTERS)]
 
 
-class Held(NamedTuple):
-    """What is behind a layer's arrays.
+@dataclass(frozen=True)
+class Place:
+    """An array in a tensor; ``groups``: of a weight whose rows are not first, see `crossnorm.torch._weight.swap`."""
 
-    Attributes:
-        spec, layout: as in a description.
-        variables: the live tensors, in the shapes in which torch stores them.
-        groups: of a reparametrized weight whose rows are not first: within each group rows and columns trade places.
-        refresh: to be called once the tensors have changed.
-    """
-
-    spec: NormSpec
-    layout: Layout
-    variables: dict[str, Tensor]
+    variable: Tensor
+    shape: tuple[int, ...]
     groups: int | None = None
-    refresh: Callable[[], Any] = lambda: None
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Copies, in the order and the shapes of the specification."""
-        shapes = {array.name: array.shape for array in (*self.spec.parameters, *self.spec.state)}
-        order = [*shapes, *(name for name in ("weight", "bias") if name in self.variables)]
-        values = {name: self._swapped(name, self.variables[name].detach()) for name in order}
-        return {name: _array(tensor.reshape(shapes.get(name, tensor.shape))) for name, tensor in values.items()}
+    def read(self) -> Array:
+        return _array(swap(self.variable.detach(), self.groups).reshape(self.shape))
 
-    def stored(self, name: str, array: Any) -> Tensor:
-        """An array as torch stores it, on the device of the tensor that is there."""
-        there, tensor = self.variables[name], _tensor(array)
-        tensor = self._swapped(name, tensor) if name == "weight" else tensor.reshape(there.shape)
-        return tensor.contiguous().to(there.device)
+    def write(self, array: Array) -> None:
+        with torch.no_grad():
+            self.variable.copy_(swap(_tensor(array), self.groups).reshape(self.variable.shape))
 
-    def _swapped(self, name: str, tensor: Tensor) -> Tensor:
-        return swap(tensor, self.groups) if name == "weight" else tensor
-
-
-def refuse(layer: Any, what: str, remedy: str) -> NoReturn:
-    raise MigrationError(f"crossnorm.migrate: {type(layer).__name__} {what}; {remedy}")
+    def take_dtype(self, array: Array) -> None:
+        """Give the variable the dtype of an array that it is to hold."""
+        self.variable.data = self.variable.data.to(_tensor(array).dtype)
 
 
 def check_present(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -74,7 +56,7 @@ def dtype_name(tensors: dict[str, Tensor]) -> str:
     return next(names, "float32")
 
 
-def _array(tensor: Tensor) -> NDArray[np.generic]:
+def _array(tensor: Tensor) -> Array:
     tensor = tensor.cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().copy().view(BFLOAT16)
