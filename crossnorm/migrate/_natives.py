@@ -93,7 +93,7 @@ def last_axis_first(kernel: NDArray[np.generic]) -> NDArray[np.generic]:
     (8, 2, 3, 5)
     """
     last = kernel.ndim - 1
-    return np.transpose(kernel, (last, last - 1, *range(last - 1)))
+    return np.ascontiguousarray(np.transpose(kernel, (last, last - 1, *range(last - 1))))
 
 
 # Refusals.

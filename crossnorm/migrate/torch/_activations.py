@@ -163,7 +163,7 @@ def _spec(layer: Any, native: _Known, tensors: dict[str, Tensor]) -> NormSpec:
 
 def make(description: Description, native: bool) -> Held:
     """A layer of the specification, taken apart, for its arrays to be filled."""
-    spec, layout, arrays = description
+    spec, layout, _ = description
     _check_axis(spec, layout)
     rank = layout.rank
     if isinstance(ours._LAYERS[spec.method], dict):
@@ -172,11 +172,10 @@ def make(description: Description, native: bool) -> Held:
             inexpressible(spec, "rank", "torch has layers for 1, 2 or 3 spatial dimensions", layout)
     if native:
         arguments = _native_arguments(spec)
-        held = look(_NATIVES[spec.method, rank if (spec.method, 2) in _NATIVES else None](**arguments))
+        layer = _NATIVES[spec.method, rank if (spec.method, 2) in _NATIVES else None](**arguments)
     else:
-        held = look(ours.layer(spec, rank=rank))
-    for name, place in held.places.items():
-        place.take_dtype(arrays[name])
+        layer = ours.layer(spec, rank=rank)
+    held: Any = look(layer)
     return held
 
 

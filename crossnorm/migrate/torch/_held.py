@@ -1,5 +1,6 @@
 """The tensors behind the arrays of a normalization layer, and their numbers as NumPy has them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from crossnorm.torch._weight import swap
 
 from .._description import BFLOAT16, COUNTERS, FLOATING
-from .._held import Array
+from .._held import Array, Held
 from .._natives import refuse
 
 _DTYPES = [getattr(torch, name) for name in (*FLOATING, *COUNTERS)]
@@ -32,10 +33,6 @@ class Place:
         with torch.no_grad():
             self.variable.copy_(swap(_tensor(array), self.groups).reshape(self.variable.shape))
 
-    def take_dtype(self, array: Array) -> None:
-        """Give the variable the dtype of an array that it is to hold."""
-        self.variable.data = self.variable.data.to(_tensor(array).dtype)
-
 
 def check_present(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Refuse a layer whose tensors have no numbers that NumPy has."""
@@ -54,6 +51,13 @@ def dtype_name(tensors: dict[str, Tensor]) -> str:
     """The dtype of the first floating tensor, parameters first; float32 where there is none."""
     names = (str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point())
     return next(names, "float32")
+
+
+def take_dtypes(held: Held, arrays: Mapping[str, Array]) -> None:
+    """Give the tensors of a new layer the dtypes of the arrays that they are to hold."""
+    for name, array in arrays.items():
+        tensor = held.places[name].variable
+        tensor.data = tensor.data.to(_tensor(array).dtype)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -65,13 +65,13 @@ def look(layer: nn.Module, name: str | None) -> Held | None:
         found.variables["bias"] = bias
     check_present(layer, found.variables)
     spec, groups = obeyed(layer, lambda: _spec(layer, name, found))
-    wanted = {array.name: math.prod(array.shape) for array in (*spec.parameters, *spec.state)}
+    shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
+    wanted = {role: math.prod(shape) for role, shape in shapes.items()}
     sizes = {role: tensor.numel() for role, tensor in found.variables.items() if role not in ("weight", "bias")}
     if sizes != wanted:
         refuse(layer, f"has arrays of {sizes} numbers, where its {spec.method} wants {wanted}", "reparametrize it anew")
     holder = _holder(layer) if name == "weight" else None
     layout = Layout(dtype=dtype_name({"weight": found.variables["weight"]}), holder=holder, name=name)
-    shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
     places = {role: Place(tensor, shapes.get(role, tuple(tensor.shape))) for role, tensor in found.variables.items()}
     places["weight"] = Place(found.variables["weight"], spec.shape, groups)
     return Held(layer, spec, layout, places, found.refresh)
@@ -210,16 +210,13 @@ def make(description: Description, native: bool, holder: nn.Module | None) -> He
     elif spec.method == "spectral_norm":
         # The vectors are at hand: nothing has to be warmed up.
         ours.layer(spec.replace(warm_up=0), module=module, name=name)
-        module.parametrizations[name][0].warm_up = spec.warm_up  # type: ignore[index, union-attr, attr-defined]
+        module.parametrizations[name][0].warm_up = spec.warm_up  # type: ignore[index, union-attr]
     else:
         ours.layer(spec, module=module, name=name)
     held: Any = look(module, name)
     # A whole weight is normalized alike whatever its rows are: those of the description count.
     weight = Place(held.places["weight"].variable, spec.shape, groups)
-    held = held._replace(spec=spec, places={**held.places, "weight": weight})
-    for role, place in held.places.items():
-        place.take_dtype(arrays[role])
-    return held
+    return Held(module, spec, held.layout, {**held.places, "weight": weight}, held.refresh)
 
 
 def _new_holder(spec: WeightSpec, layout: Layout) -> nn.Module:

@@ -10,7 +10,7 @@ from .._description import Description
 from .._held import Array, Held
 from .._natives import refuse
 from . import _activations, _reparametrizations
-from ._held import check_present
+from ._held import check_present, take_dtypes
 
 
 def describe(layer: nn.Module, name: str | None = None) -> Description:
@@ -27,6 +27,7 @@ def build(description: Description, native: bool = False, holder: nn.Module | No
         refuse(holder, f"is the holder of {spec.method}, which is a layer of its own", "leave out holder=")
     else:
         held = _activations.make(description, native)
+    take_dtypes(held, arrays)
     held.fill(arrays)
     module: nn.Module = held.layer
     return module
