@@ -29,11 +29,11 @@ def spec_of(layer: Any, method: str, framework: str, **known: Any) -> NormSpec:
     >>> spec_of(layer, "batch_norm", "keras", channels=4).decay
     0.75
     """
-    spec: NormSpec = obeyed(layer, lambda: spec_class(method)(**_fields_of(layer, method, framework, known)))
+    spec: NormSpec = obeyed(layer, lambda: spec_class(method)(**_read_fields(layer, method, framework, known)))
     return spec
 
 
-def _fields_of(layer: Any, method: str, framework: str, known: dict[str, Any]) -> dict[str, Any]:
+def _read_fields(layer: Any, method: str, framework: str, known: dict[str, Any]) -> dict[str, Any]:
     peer = PEERS[method][framework]
     flags = {f.name for f in fields(spec_class(method)) if isinstance(f.default, bool)}
     values = {**peer.fields, **known}

@@ -433,8 +433,8 @@ def without(layer, name):
             "is a Normalization, and no normalization layer that is known",
         ),
         (lambda: built(L.Dense(3)), "is a Dense, and no normalization layer"),
-        (lambda: built(Thresholded()), "overrides what BatchNormalization computes"),
-        (lambda: built(Centred(groups=2)), "overrides what GroupNormalization computes"),
+        (lambda: built(Thresholded()), "changes what BatchNormalization computes"),
+        (lambda: built(Centred(groups=2)), "changes what GroupNormalization computes"),
         (lambda: built(L.RMSNormalization(axis=1)), "multiplies its scale along the last axes"),
         (lambda: built(L.SpectralNormalization(L.EinsumDense("abc,cde->abde", (None, 2, 3)))), "not its last axis"),
         (lambda: without(L.BatchNormalization(scale=False), "scale"), "has no weight for 'scale'"),
@@ -539,11 +539,11 @@ def test_a_refused_holder_stays_as_it_was():
     description = describe(trained(OWN["spectral"])[0])
     holder = built(L.Dense(3), (None, 5))
     half = {name: array.astype("float16") for name, array in description.arrays.items()}
-    with pytest.raises(Unsupported, match="would be rounded by a layer that stores float32"):
+    with pytest.raises(Unsupported, match="would not keep their dtypes in a layer that stores float32"):
         again(description._replace(arrays=half), holder=holder)
-    with pytest.raises(MigrationError, match=r"has a 'kernel' of shape \(4, 5\), rows first, and not \(3, 5\)"):
+    with pytest.raises(MigrationError, match=r"shape \(4, 5\), rows first, and spectral_norm is of shape \(3, 5\)"):
         again(description, holder=built(L.Dense(4), (None, 5)))
-    with pytest.raises(MigrationError, match="lacks the bias of the description"):
+    with pytest.raises(MigrationError, match="has no bias, and the description one"):
         again(description, holder=built(L.Dense(3, use_bias=False), (None, 5)))
     with pytest.raises(MigrationError, match="is not built"):
         again(description, holder=L.Dense(3))

@@ -43,7 +43,7 @@ def class_of(layer: keras.layers.Layer, natives: Iterable[type[keras.layers.Laye
     for cls in bases:
         if computes_as(layer, cls):
             return cls
-    refuse(layer, f"overrides what {bases[0].__name__} computes", "describe it yourself by a specification of crossnorm")
+    refuse(layer, f"changes what {bases[0].__name__} computes", "give a layer of that class")
 
 
 def policy_of(dtype: str, arrays: Mapping[str, Array]) -> str:

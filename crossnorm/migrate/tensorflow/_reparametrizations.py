@@ -104,18 +104,12 @@ def make(description: Description, native: bool, holder: keras.layers.Layer | No
         holder.build(shape)
     check_present(holder)
     kernel = _kernel_to_wrap(holder, layout.name)
-    arranged, settings = _arranged(owner(holder), kernel, spec.to_dict()), settings_of(holder, kernel)
-    if arranged.shape != spec.shape:
-        refuse(
-            holder, f"has a {kernel!r} of shape {arranged.shape}, rows first, and not {spec.shape}", "give the layer it is of"
-        )
-    if ("bias" in arrays) != (settings is not None and settings.bias):
-        refuse(holder, f"{'lacks the' if 'bias' in arrays else 'has a'} bias of the description", "give a layer alike")
+    _check_holder(spec, arrays, holder, kernel)
     vectors = {str(arrays[name].dtype) for name in arrays.keys() - stored.keys()}
     wide = "float64" if holder.variable_dtype == "float64" else "float32"
     if {str(array.dtype) for array in stored.values()} != {holder.variable_dtype} or vectors - {wide}:
         dtypes = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
-        what = f"{dtypes} would be rounded by a layer that stores {holder.variable_dtype}, and vectors in {wide}"
+        what = f"{dtypes} would not keep their dtypes in a layer that stores {holder.variable_dtype}, and vectors in {wide}"
         raise Unsupported(f"crossnorm.migrate: {what}; convert the arrays first")
     if native:
         layer = keras.layers.SpectralNormalization(holder, **arguments, dtype=holder.dtype_policy)
@@ -124,6 +118,18 @@ def make(description: Description, native: bool, holder: keras.layers.Layer | No
     layer.build(holder.get_build_config()["input_shape"])
     held: Any = look(layer, kernel)
     return held
+
+
+def _check_holder(spec: Any, arrays: Mapping[str, Array], holder: Any, kernel: str) -> None:
+    """A holder has the rows that are promised, and a bias if there is one."""
+    rows, settings = _arranged(owner(holder), kernel, spec.to_dict()).shape, settings_of(holder, kernel)
+    what = None
+    if rows != spec.shape:
+        what = f"holds a {kernel!r} of shape {rows}, rows first, and {spec.method} is of shape {spec.shape}"
+    elif ("bias" in arrays) != (settings is not None and settings.bias):
+        what = "has no bias, and the description one" if "bias" in arrays else "has a bias, and the description none"
+    if what is not None:
+        refuse(holder, what, "give the kind of layer that was described")
 
 
 def _kernel_to_wrap(holder: Any, name: str | None) -> str:
@@ -136,7 +142,7 @@ def _kernel_to_wrap(holder: Any, name: str | None) -> str:
 
 
 def unit(spec: Any, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The arrays, with a ``u`` of norm 1: only those that no iteration has seen are off by more than rounding."""
+    """The arrays, with a ``u`` of norm 1; it has another norm, by more than rounding, only where no iteration has been made."""
     if getattr(spec, "stored", None) != "u" or spec.warm_up:
         return arrays
     u = arrays["u"].astype(np.float64)

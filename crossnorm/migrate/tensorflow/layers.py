@@ -35,8 +35,6 @@ def build(description: Description, native: bool = False, holder: keras.layers.L
     spec, _, arrays = description
     if isinstance(spec, WeightSpec):
         held = _reparametrizations.make(description, native, holder)
-    elif holder is not None:
-        refuse(holder, f"is the holder of {spec.method}, which is a layer of its own", "leave out holder=")
     else:
         held = _activations.make(description, native)
     held.fill(arrays if native else _reparametrizations.unit(spec, arrays))

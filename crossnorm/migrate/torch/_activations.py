@@ -25,7 +25,7 @@ _PRESENT = {"scale": "scale", "offset": "offset", "threshold": "threshold", "tra
 
 
 class _Known(NamedTuple):
-    """A native class: whose preset has its words, its number of spatial dimensions, its channel if that is elsewhere."""
+    """A native class: the preset that describes it, its spatial dimensions, its channel's axis if that is given."""
 
     method: str
     peer: str = "torch"
@@ -102,7 +102,7 @@ def _known(layer: nn.Module) -> _Known | None:
             return known
     if normalizes(layer):
         check_present(layer, {})
-        refuse(layer, "changes what its base computes, and no specification says how", "give a layer of a class that is known")
+        refuse(layer, "changes what its base class computes", "give a layer of a class that is known")
     return None
 
 

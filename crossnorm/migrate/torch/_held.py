@@ -35,7 +35,7 @@ class Place:
 
 
 def check_present(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Refuse a layer whose tensors have no numbers that NumPy has."""
+    """Refuse a layer without arrays, and one whose arrays NumPy cannot hold."""
     if isinstance(layer, LazyModuleMixin) or any(map(nn.parameter.is_lazy, tensors.values())):
         refuse(layer, "has no arrays yet", "call it once, so that it learns the sizes of its input")
     for name, tensor in tensors.items():
@@ -43,7 +43,7 @@ def check_present(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
             refuse(
                 layer,
                 f"has a {name} of {tensor.dtype} on {tensor.device} ({tensor.layout})",
-                f"give it numbers of {', '.join(FLOATING)}",
+                f"make it a dense tensor with values, of {', '.join(FLOATING)}",
             )
 
 

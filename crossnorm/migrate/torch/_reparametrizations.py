@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from crossnorm.spec import WeightSpec
 from crossnorm.torch._weight import Reparametrization, groups_of, swap
 
 from .._description import Description, Layout
-from .._held import Held
+from .._held import Array, Held
 from .._natives import arguments_of, inexpressible, native_lacks, obeyed, refuse, spec_of
 from .._settings import Linear
 from ._activations import normalizes
@@ -232,21 +232,22 @@ def _new_holder(spec: WeightSpec, layout: Layout) -> nn.Module:
         refuse(layout.holder, f"makes no module ({error})", "set its fields right")
 
 
-def _check_holder(spec: WeightSpec, layout: Layout, arrays: dict[str, Any], holder: Any, name: str) -> None:
+def _check_holder(spec: WeightSpec, layout: Layout, arrays: Mapping[str, Array], holder: Any, name: str) -> None:
     """A live module has the parameter, with the rows that are promised, and a bias if there is one."""
     raw = holder._parameters.get(name) if isinstance(holder, nn.Module) else None
     if raw is None or nn.parameter.is_lazy(raw):
         refuse(holder, f"has no parameter {name!r} that can be reparametrized", "give a module that has it, with its sizes")
     rows = tuple(swap(raw, groups_of(holder, name, spec.transposed_row, spec.embedding_row)).shape)
-    settings = settings_of(holder)
-    kinds = {part.kind for part in (settings, layout.holder) if part is not None}
-    if rows != spec.shape or len(kinds) > 1:
-        what = f"holds, rows first, a weight of shape {rows}"
-        refuse(holder, what, f"{spec.method} is of shape {spec.shape}: give the kind of layer that was described")
+    kinds = {part.kind for part in (settings_of(holder), layout.holder) if part is not None}
     bias = holder._parameters.get("bias") if name == "weight" else None
     there, given = (None if array is None else tuple(array.shape) for array in (bias, arrays.get("bias")))
-    if there != given:
-        refuse(holder, f"has a bias of shape {there}, and the description one of {given}", "give a module with the same")
+    what = None
+    if rows != spec.shape or len(kinds) > 1:
+        what = f"holds a {name!r} of shape {rows}, rows first, and {spec.method} is of shape {spec.shape}"
+    elif there != given:
+        what = f"has a bias of shape {there}, and the description one of {given}"
+    if what is not None:
+        refuse(holder, what, "give the kind of layer that was described")
 
 
 def _native_arguments(spec: Any) -> dict[str, Any]:
