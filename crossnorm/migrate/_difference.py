@@ -129,11 +129,14 @@ class Difference:
         return plain
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("layer", *_TITLES)
+        table = Table("layer", *_TITLES[:-1])
         for row in self.rows:
-            table.add_row(row.name, *_cells(row), style=None if row.agrees else "dim" if row.verdict == "follows" else "bold")
+            style = None if row.agrees else "dim" if row.verdict == "follows" else "bold"
+            table.add_row(row.name, *_cells(row)[:-1], style=style)
         yield table
         yield _LEGEND
+        # What a cause says is too long for a column.
+        yield from (f"- {row}" for row in self.culprits)
         yield from (f"- {note}" for note in self.notes)
         yield str(self)
 

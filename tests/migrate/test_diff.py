@@ -236,6 +236,7 @@ def test_what_arrays_have_in_common():
     one, other = np.array([1.0, 2, 3, 4]), np.array([5.0, 6, 7, 8])
     assert swapped_arrays({"scale": one, "offset": other}, {"scale": other, "offset": one}) == [("scale", "offset")]
     assert not swapped_arrays({"scale": one, "offset": other}, {"scale": other, "offset": other})
+    assert not swapped_arrays({"scale": one, "offset": other}, {"scale": 2 * one, "offset": one})
     assert not swapped_arrays({"scale": one, "offset": one}, {"scale": one, "offset": one})
     for array, words in {
         (2.0, 4, 6, 8): "is 2 times the other",
