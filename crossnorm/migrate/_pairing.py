@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+import numpy as np
+
 from crossnorm.errors import MigrationError
 from crossnorm.spec import NormSpec
 
@@ -40,51 +42,80 @@ def paired(
                 f"diff: pairs names {', '.join(map(repr, unknown))}, which the {side} model does not call; it calls "
                 f"{', '.join(sorted({call.part.name for call in calls}))}"
             )
-    pairs: list[Pair] = []
-    i = j = 0
-    for call, partner in [*_by_name(one, other, given), (None, None)]:
-        end_i = len(one) if call is None else one.index(call)
-        end_j = len(other) if partner is None else other.index(partner)
-        pairs += _by_kind(one[i:end_i], other[j:end_j], sizes)
-        if call is not None and partner is not None:
-            pairs.append(Pair((call,), (partner,)))
-        i, j = end_i + 1, end_j + 1
-    return pairs
+    fixed = [Pair((call,), (partner,)) for call, partner in _by_name(one, other, given)]
+    taken = {call.key for pair in fixed for call in pair.one}, {call.key for pair in fixed for call in pair.other}
+    rest = ([call for call in calls if call.key not in keys] for calls, keys in zip((one, other), taken, strict=True))
+    return _in_order([*fixed, *_by_kind(*rest, sizes)], one, other)
 
 
-def _by_name(one: Sequence[Call], other: Sequence[Call], given: Mapping[str, str]) -> list[tuple[Call | None, Call | None]]:
-    """The pairs that names decide: those given, and all if every name and kind has its equal, in the same order."""
-    if not given and [_key(call) for call in one] == [_key(call) for call in other]:
-        return list(zip(one, other, strict=True))
-    partners = {(call.part.name, call.number): call for call in other}
-    found: list[tuple[Call | None, Call | None]] = []
-    last = -1
-    for call in one:
-        partner = partners.get((given.get(call.part.name, ""), call.number))
-        if partner is None:
-            continue
-        place = other.index(partner)
-        if place <= last:
-            raise MigrationError(
-                f"diff: the pair {call.part.name!r}, {partner.part.name!r} contradicts the order of execution of the pairs "
-                "before it; name others"
-            )
-        found.append((call, partner))
-        last = place
-    return found
+def _in_order(pairs: Sequence[Pair], one: Sequence[Call], other: Sequence[Call]) -> list[Pair]:
+    """The pairs as the first model calls them; what only the other has, behind what comes before it there."""
+    here, there = ({call.key: number for number, call in enumerate(calls)} for calls in (one, other))
+    both = sorted((there[pair.other[-1].key], here[pair.one[-1].key]) for pair in pairs if pair.one and pair.other)
+
+    def place(pair: Pair) -> tuple[int, int]:
+        if pair.one:
+            return here[pair.one[-1].key], -1
+        number = there[pair.other[-1].key]
+        return next((mine for theirs, mine in reversed(both) if theirs < number), -1), number
+
+    return sorted(pairs, key=place)
+
+
+def _by_name(one: Sequence[Call], other: Sequence[Call], given: Mapping[str, str]) -> list[tuple[Call, Call]]:
+    """The pairs that names decide: those given, and all others if every name and kind has its equal."""
+    partners = {_key(call): call for call in other}
+    if not given and partners.keys() == {_key(call) for call in one} and len(partners) == len(one) == len(other):
+        return [(call, partners[_key(call)]) for call in one]
+    named = {(call.part.name, call.number): call for call in other}
+    links = [(call, named.get((given.get(call.part.name, ""), call.number))) for call in one]
+    return [(call, partner) for call, partner in links if partner is not None]
 
 
 def _by_kind(one: Sequence[Call], other: Sequence[Call], sizes: Mapping[int, int]) -> list[Pair]:
+    """Runs of the same kinds and shapes first, then what has its like somewhere else, then kinds between these."""
     left, right = ([call for call in calls for _ in range(sizes[id(call.part.layer)])] for calls in (one, other))
-    matcher = SequenceMatcher(None, [call.part.kind for call in left], [call.part.kind for call in right], autojunk=False)
+    signatures = [[_signature(call) for call in calls] for calls in (left, right)]
+    matcher = SequenceMatcher(None, *signatures, autojunk=False)
     links: list[tuple[Call | None, Call | None]] = []
-    for _, i, end_i, j, end_j in matcher.get_opcodes():
-        mine, theirs = left[i:end_i], right[j:end_j]
-        while mine and theirs and _comparable(mine[0], theirs[0]):
-            links.append((mine.pop(0), theirs.pop(0)))
-        links += [(call, None) for call in mine]
-        links += [(None, call) for call in theirs]
-    return _joined(links)
+    for block in matcher.get_matching_blocks():
+        links += _between_blocks(left, right, links, block.a, block.b)
+        links += zip(left[block.a : block.a + block.size], right[block.b : block.b + block.size], strict=True)
+    return _joined(_reunited(links))
+
+
+def _between_blocks(
+    left: Sequence[Call], right: Sequence[Call], links: Sequence[tuple[Call | None, Call | None]], end_i: int, end_j: int
+) -> list[tuple[Call | None, Call | None]]:
+    """Links of what lies before two places and is not linked yet."""
+    i, j = (sum(link[side] is not None for link in links) for side in (0, 1))
+    mine, theirs = left[i:end_i], right[j:end_j]
+    matcher = SequenceMatcher(None, [call.part.kind for call in mine], [call.part.kind for call in theirs], autojunk=False)
+    found: list[tuple[Call | None, Call | None]] = []
+    for _, i, last_i, j, last_j in matcher.get_opcodes():
+        some, others = list(mine[i:last_i]), list(theirs[j:last_j])
+        while some and others and _comparable(some[0], others[0]):
+            found.append((some.pop(0), others.pop(0)))
+        found += [(call, None) for call in some]
+        found += [(None, call) for call in others]
+    return found
+
+
+def _reunited(links: Sequence[tuple[Call | None, Call | None]]) -> list[tuple[Call | None, Call | None]]:
+    """Calls without partner that have the same kind and shapes: the models call some branches in another order."""
+    free = [partner for call, partner in links if call is None and partner is not None]
+    found: list[tuple[Call | None, Call | None]] = []
+    for call, partner in links:
+        if call is not None and partner is None:
+            partner = next((each for each in free if _signature(each) == _signature(call)), None)
+            free = [each for each in free if each is not partner]
+        if call is not None or partner in free:
+            found.append((call, partner))
+    return [(call, partner) for call, partner in found if call is not None or partner in free]
+
+
+def _signature(call: Call) -> tuple[object, ...]:
+    return call.part.kind, tuple(sorted((name, np.shape(array)) for name, array in call.part.arrays.items() if array.ndim))
 
 
 def _joined(links: Sequence[tuple[Call | None, Call | None]]) -> list[Pair]:
