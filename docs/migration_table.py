@@ -34,10 +34,12 @@ ANSWERS: dict[tuple[str, str], tuple[int, ...]] = {
     ("batch_norm", "scale"): (35,),
     ("batch_norm", "decay"): (4,),
     ("batch_norm", "running_variance"): (1, 2, 3),
+    ("batch_norm", "array running_variance"): (14,),
     ("batch_norm", "tracked"): (10,),
     ("batch_norm", "single_value"): (11,),
     ("layer_norm", "eps"): (26,),
-    ("layer_norm", "shape"): (33, 34),
+    ("layer_norm", "array scale"): (33,),
+    ("layer_norm", "shape"): (34,),
     ("layer_norm", "subtract_mean"): (32,),
     ("group_norm", "scale"): (36,),
     ("instance_norm", "channels"): (28,),
@@ -58,7 +60,8 @@ ANSWERS: dict[tuple[str, str], tuple[int, ...]] = {
     ("spectral_norm", "iteration_order"): (61,),
     ("spectral_norm", "iterate"): (55, 68),
     ("spectral_norm", "warm_up"): (64,),
-    ("spectral_norm", "weight"): (56, 63),
+    ("spectral_norm", "array weight"): (56, 63),
+    ("weight_norm", "array scale"): (67,),
     ("weight_norm", "transposed_row"): (67,),
     ("weight_norm", "norm_over"): (66,),
     ("weight_norm", "initial_scale"): (69,),
@@ -80,7 +83,7 @@ _OURS = {
 
 def tables() -> str:
     """All of them, one for each method."""
-    return "\n".join(f"### {method.replace('_', ' ').capitalize()}\n\n{_table(method)}" for method in SPECS)
+    return "\n".join(f"### {method}\n\n{_table(method)}" for method in SPECS)
 
 
 def written(page: str) -> str:
@@ -166,7 +169,7 @@ def in_torch(spec: NormSpec) -> torch.nn.Module:
 def in_keras(spec: NormSpec) -> keras.layers.Layer:
     """Our layer, built."""
     if isinstance(spec, WeightSpec):
-        layer = crossnorm.tensorflow.layer(spec, wrapped=keras.layers.Dense(spec.shape[0]))
+        layer = crossnorm.tensorflow.layer(spec, wrapped=keras.layers.Dense(spec.shape[0], name="layer"))
         layer.build((None, spec.shape[1]))
     else:
         layer = crossnorm.tensorflow.layer(spec)
@@ -194,8 +197,8 @@ def _table(method: str) -> str:
         (
             f"array `{role}`",
             *(f"`{held[role]}`" if role in held else "none" for held in names),
-            "copied",
-            _answers(method, role),
+            "copied" if all(role in held for held in names) else "copied where it is kept",
+            _answers(method, f"array {role}"),
         )
         for role in describe(layers[0]).arrays
     ]
@@ -234,7 +237,7 @@ def _cell(native: str | None, arguments: dict[str, Any], field: str) -> str:
     ours = next((name for name in (field, *_OURS.get(field, ())) if name in arguments), None)
     if native is None:
         if ours is None:
-            return "from the input"
+            return "from the layer" if field == "shape" else "from the input"
         default = arguments[ours]
         return f"ours: `{ours}`" if default is inspect.Parameter.empty else f"ours: `{ours} = {default!r}`"
     if native.startswith("from the"):
@@ -251,7 +254,8 @@ def _transfer(method: str, field: str) -> str:
     specs = pair(method, field)
     if specs is None:
         return "has one value"
-    if len({tuple((array.name, array.shape) for array in (*spec.parameters, *spec.state)) for spec in specs}) > 1:
+    arrays = {tuple((array.name, array.shape) for array in (*spec.parameters, *spec.state)) for spec in specs}
+    if len(arrays) > 1 or field == "shape":
         return "refused: other arrays"
     return "reported: other training" if field in TRAINING_FIELDS else "refused: other results"
 

@@ -17,7 +17,16 @@ Pairs = list[tuple[Part, Part]]
 
 # Fields that say how a layer trains; at inference two layers that differ in nothing else compute the same.
 TRAINING_FIELDS = frozenset(
-    {"decay", "renorm_decay", "running_variance", "running_quantity", "single_value", "initial_variance", "last_gamma"}
+    {
+        "decay",
+        "renorm_decay",
+        "running_variance",
+        "running_quantity",
+        "single_value",
+        "initial_variance",
+        "last_gamma",
+        "pooled",
+    }
     | {"r_max", "r_min", "d_max", "r_max_steps", "d_max_steps", "iterations", "iteration_order", "warm_up", "initial_scale"}
 )
 
@@ -69,12 +78,18 @@ def refusal(problems: Sequence[str]) -> MigrationError:
 
 def inference_differences(one: Part, other: Part) -> list[str]:
     """Fields of the two specifications that make them compute something else at inference, in words."""
-    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if name not in TRAINING_FIELDS]
+    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if not _of_training(name, one)]
 
 
 def training_differences(one: Part, other: Part) -> list[str]:
     """Fields of the two specifications that make them train otherwise, in words."""
-    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if name in TRAINING_FIELDS]
+    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if _of_training(name, one)]
+
+
+def _of_training(name: str, part: Part) -> bool:
+    if name in ("iterations", "iteration_order") and getattr(part.settings, "iterate", "training") == "always":
+        return False
+    return name in TRAINING_FIELDS
 
 
 def _differences(one: Part, other: Part) -> list[tuple[str, object, object]]:

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from crossnorm.migrate.files import load, save
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -30,7 +29,7 @@ from crossnorm import (
     WeightStandardizationSpec,
 )
 from crossnorm.errors import CrossnormError, MigrationError, SpecError, Unsupported
-from crossnorm.migrate import Layout, Linear, build, describe
+from crossnorm.migrate import Layout, Linear, build, describe, load, save
 from crossnorm.migrate.torch import variables, write
 from crossnorm.migrate.torch.linear import module_of, settings_of
 from crossnorm.spec import SPECS, WeightSpec

@@ -92,6 +92,20 @@ def recurrent():
     return torch_model, keras_model
 
 
+def tagger(cell, torch_cell):
+    """The last step of a sequence is what counts; torch gives all of them."""
+
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = torch_cell(5, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    return Tagger(), functional((7, 5), cell(4), layers.Dense(3))
+
+
 def stacked():
     torch_model = nn.Sequential(Last(nn.LSTM(5, 4, num_layers=2, batch_first=True)))
     return torch_model, functional((7, 5), layers.LSTM(4, return_sequences=True), layers.LSTM(4, return_sequences=True))
@@ -107,6 +121,8 @@ MODELS = {
     "separable": separable,
     "recurrent": recurrent,
     "stacked": stacked,
+    "last step of an LSTM": lambda: tagger(layers.LSTM, nn.LSTM),
+    "last step of a GRU": lambda: tagger(layers.GRU, nn.GRU),
     "attention": lambda: (SelfAttention(), functional((5, 8), self_attention())),
     "attention without bias": lambda: (SelfAttention(bias=False), functional((5, 8), self_attention(use_bias=False))),
 }
