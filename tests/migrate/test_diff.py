@@ -15,10 +15,10 @@ import crossnorm.tensorflow
 import crossnorm.torch
 from crossnorm import BatchNormSpec, MigrationError
 from crossnorm.migrate import parts, transfer
-from crossnorm.migrate._command import load_inputs, load_model, run
 from crossnorm.migrate._diff import diff
-from crossnorm.migrate._resemblance import resemblance
-from crossnorm.migrate._resemblance import swapped as swapped_arrays
+from crossnorm.migrate._diff.command import load_inputs, load_model, run
+from crossnorm.migrate._diff.resemblance import resemblance
+from crossnorm.migrate._diff.resemblance import swapped as swapped_arrays
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.standard_normal((5, 3, 8, 8)).astype("float32")

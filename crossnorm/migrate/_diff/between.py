@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from crossnorm.rounding import VERDICT
 
-from ._causes import Cause, off
-from ._glue import Glue, contrast, glue, same
-from ._pairing import Pair
-from ._settings import Linear
-from ._trace import Call, native
+from .._settings import Linear
+from .._trace import Call, native
+from .causes import Cause, off
+from .glue import Glue, contrast, glue, same
+from .pairing import Pair
 
 Array = NDArray[Any]
 

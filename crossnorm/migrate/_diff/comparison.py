@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from crossnorm.errors import MigrationError
 from crossnorm.rounding import VERDICT, precision
 
-from ._between import between, confirmed, padded, reordered, turned
-from ._causes import Cause, Trial, off, quantities, worst
-from ._difference import Difference, Row
-from ._frameworks import framework_of, room
-from ._inputs import as_tuple, sample
-from ._inputs import turned as turned_inputs
-from ._pairing import Pair, paired
-from ._parts import Part
-from ._suspects import Suspect, suspects
-from ._trace import Call, Key, Recording, Units
+from .._frameworks import framework_of, room
+from .._inputs import as_tuple, sample
+from .._inputs import turned as turned_inputs
+from .._parts import Part
+from .._trace import Call, Key, Recording, Units
+from .between import between, confirmed, padded, reordered, turned
+from .causes import Cause, Trial, off, quantities, worst
+from .difference import Difference, Row
+from .pairing import Pair, paired
+from .suspects import Suspect, suspects
 
 Array = NDArray[Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 from crossnorm.errors import MigrationError
 from crossnorm.spec import NormSpec
 
-from ._trace import Call
+from .._trace import Call
 
 
 class Pair(NamedTuple):

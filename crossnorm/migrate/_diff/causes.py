@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from crossnorm.errors import Unsupported
 from crossnorm.rounding import VERDICT, bound
 
-from ._parts import Part
-from ._suspects import Suspect, needed
-from ._trace import Call, Replay
+from .._parts import Part
+from .._trace import Call, Replay
+from .suspects import Suspect, needed
 
 Array = NDArray[Any]
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from crossnorm.rounding import precision
 from crossnorm.spec import NormSpec
 
-from ._parts import Part
-from ._resemblance import resemblance, swapped, values_of
-from ._trace import Call
+from .._parts import Part
+from .._trace import Call
+from .resemblance import resemblance, swapped, values_of
 
 Array = NDArray[Any]
 

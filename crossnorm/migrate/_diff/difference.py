@@ -12,8 +12,8 @@ from rich.table import Table
 
 from crossnorm.rounding import VERDICT
 
-from ._causes import Cause
-from ._pairing import Pair
+from .causes import Cause
+from .pairing import Pair
 
 
 @dataclass(frozen=True, kw_only=True)
