@@ -36,7 +36,8 @@ class Cause:
         what = f"the {self.difference:.2g} difference" if np.isfinite(self.difference) else "the difference"
         # "eps 0.001 against 1e-05" is a subject, "the kernel is flipped" a sentence.
         which = " " if " against " in self.words or self.words.endswith(",") else ", which "
-        return f"{self.words}{which}explains {share} of {what}"
+        several = self.words.count(" against ") > 1
+        return f"{self.words}{which}{'together explain' if several else 'explains'} {share} of {what}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +145,13 @@ class Trial:
                 break
         if rest > VERDICT and len(suspects) > 1:
             # Where none changes anything alone, each may hide the others.
-            together = reduce(and_, suspects)
-            if self._left(_both(known, together)) <= VERDICT:
-                found, rest = together, 0.0
+            needed = list(suspects)
+            if self._left(_both(known, reduce(and_, needed))) <= VERDICT:
+                for each in suspects:
+                    others = [one for one in needed if one is not each]
+                    if others and self._left(_both(known, reduce(and_, others))) <= VERDICT:
+                        needed = others
+                found, rest = reduce(and_, needed), 0.0
         if found is None:
             return []
         share = 1 if rest <= VERDICT else 1 - rest / before if np.isfinite(before) else 0

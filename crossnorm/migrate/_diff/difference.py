@@ -136,9 +136,9 @@ class Difference:
         yield table
         yield _LEGEND
         # What a cause says is too long for a column.
-        yield from (f"- {row}" for row in self.culprits)
-        yield from (f"- {note}" for note in self.notes)
         yield str(self)
+        yield from (f"- {row}" for row in self.culprits if row is not self.first)
+        yield from (f"- {note}" for note in self.notes)
 
     def to_html(self, path: str | Path) -> None:
         """Write the table as one page that needs nothing else."""
