@@ -1,4 +1,4 @@
-"""What the examples with both frameworks share: the images, the same five training steps in each, and the unit of a model."""
+"""What the examples with both frameworks share: the images, the same training steps in each, and the unit of a model."""
 
 import keras
 import numpy as np
@@ -12,6 +12,7 @@ from crossnorm.rounding import DRAWS, perturbed, unit_roundoff
 
 BATCH = 32
 STEPS = 5
+PREDICTED = BATCH * STEPS
 # Keras' optimizers round these to float32, also where the weights are float64, and torch's do not: with 0.9 the losses would
 # agree to eight digits only. Sums of few powers of two are the same in both.
 LEARNING_RATE = 0.0625
@@ -28,63 +29,64 @@ def digits():
     return training_images, training_labels, validation_images, validation_labels
 
 
-def batches():
-    return [slice(first, first + BATCH) for first in range(0, STEPS * BATCH, BATCH)]
+def batches(images, size=BATCH):
+    return [slice(first, first + size) for first in range(0, len(images), size)]
 
 
-def train_in_keras(model, images, labels):
-    """Predictions for all ``images``, the losses of training, one step per batch, and the predictions after it.
+def train_in_keras(model, images, labels, optimizer=None, batch=BATCH):
+    """Predictions for the first ``images``, the losses of training, one step per batch, and the predictions after it.
 
     The images have the dtype of the model.
     """
     images = tf.constant(images)
     # Keras: velocity = momentum * velocity - rate * gradient; weight += velocity.
-    optimizer = keras.optimizers.SGD(LEARNING_RATE, MOMENTUM)
-    first = model(images, training=False).numpy()
+    optimizer = optimizer or keras.optimizers.SGD(LEARNING_RATE, MOMENTUM)
+    first = model(images[:PREDICTED], training=False).numpy()
     losses = []
-    for batch in batches():
+    for part in batches(images, batch):
         with tf.GradientTape() as tape:
-            logits = model(images[batch], training=True)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels[batch], logits))
+            logits = model(images[part], training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels[part], logits))
         optimizer.apply(tape.gradient(loss, model.trainable_weights), model.trainable_weights)
         losses.append(loss.numpy())
-    last = model(images, training=False).numpy()
+    last = model(images[:PREDICTED], training=False).numpy()
     return {"first predictions": first, "losses": np.array(losses), "last predictions": last}
 
 
-def train_in_torch(model, images, labels):
+def train_in_torch(model, images, labels, optimizer=None, batch=BATCH):
     """The same in torch, which wants images as (batch, channel, height, width)."""
     images = torch.tensor(images.transpose(0, 3, 1, 2))
     labels = torch.tensor(labels)
     # torch: velocity = momentum * velocity + gradient; weight -= rate * velocity. The same as long as the rate is constant.
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), LEARNING_RATE, MOMENTUM)
     with torch.no_grad():
-        first = model.eval()(images).numpy()
+        first = model.eval()(images[:PREDICTED]).numpy()
     model.train()
     losses = []
-    for batch in batches():
+    for part in batches(images, batch):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+        loss = nn.functional.cross_entropy(model(images[part]), labels[part])
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     with torch.no_grad():
-        last = model.eval()(images).numpy()
+        last = model.eval()(images[:PREDICTED]).numpy()
     return {"first predictions": first, "losses": np.array(losses), "last predictions": last}
 
 
-def units_of(run, weights, images, labels):
+def units_of(run, weights, images, labels, draws=DRAWS):
     """The unit of every result of ``run``: its largest change when weights and inputs move by one rounding of float32, and the
     rounding of the result itself.
 
     There is no exact answer for a whole network, and training amplifies every difference. So the yardstick is the framework's
-    own run in float64, repeated with each weight and each pixel multiplied by 1 + 2^-24 or 1 - 2^-24 at random.
+    own run in float64, repeated with each weight and each pixel multiplied by 1 + 2^-24 or 1 - 2^-24 at random. With fewer
+    ``draws`` the units are smaller, and the verdict stricter.
     """
     random = np.random.default_rng(0)
     weights, images = [weight.astype("float64") for weight in weights], images.astype("float64")
     exact = run(weights, images, labels, "float64")
     moves = {name: np.zeros_like(values) for name, values in exact.items()}
-    for _ in range(DRAWS):
+    for _ in range(draws):
         moved_weights = [perturbed(weight, "float32", random) for weight in weights]
         moved = run(moved_weights, perturbed(images, "float32", random), labels, "float64")
         moves = {name: np.maximum(moves[name], np.abs(moved[name] - exact[name])) for name in moves}

@@ -1,4 +1,4 @@
-"""The examples in the README and in the guide to the suite run, and the commands are those that there are."""
+"""The examples in the README and in the guides run, and the commands are those that there are."""
 
 import importlib.util
 import re
@@ -11,7 +11,8 @@ from crossnorm.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/conformance.md")}
+GUIDES = ("docs/conformance.md", "docs/migration.md")
+PAGES = {page: (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", *GUIDES)}
 BLOCKS = {
     f"{page}, example {number}": block
     for page, text in PAGES.items()
@@ -26,17 +27,20 @@ def test_there_are_examples(page):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_example_runs(name):
-    for framework in ("torch", "tensorflow"):
-        if framework in BLOCKS[name]:
+    for framework, word in (("torch", "torch"), ("tensorflow", "tensorflow"), ("tensorflow", "keras")):
+        if word in BLOCKS[name]:
             pytest.importorskip(framework, reason="the example uses this framework")
     exec(compile(BLOCKS[name], name, "exec"), {})
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_option_of_the_suite_is_one(page):
-    command = typer.main.get_command(app).commands["conformance"]
-    options = {option for one in (command, *command.commands.values()) for parameter in one.params for option in parameter.opts}
-    commands = re.findall(r"crossnorm conformance(?:[^`\n\\]|\\\n)*", PAGES[page])
+@pytest.mark.parametrize(
+    ("page", "name"), [("README.md", "conformance"), ("docs/conformance.md", "conformance"), ("docs/migration.md", "diff")]
+)
+def test_every_option_is_one(page, name):
+    command = typer.main.get_command(app).commands[name]
+    found = (command, *getattr(command, "commands", {}).values())
+    options = {option for one in found for parameter in one.params for option in parameter.opts}
+    commands = re.findall(rf"crossnorm {name}(?:[^`\n\\]|\\\n)*", PAGES[page])
     assert commands
     for line in commands:
         assert set(re.findall(r"(?<!\S)--?[a-z]+", line)) <= options, line
@@ -55,12 +59,15 @@ def test_ci_runs_the_test_command():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_to_a_file(page):
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", PAGES[page]):
-        assert (ROOT / page).parent.joinpath(target).exists(), target
+        assert (ROOT / page).parent.joinpath(target.partition("#")[0]).exists(), target
 
 
-def test_every_link_within_the_guide_leads_to_a_heading():
-    text = PAGES["docs/conformance.md"]
-    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)}
+@pytest.mark.parametrize("page", GUIDES)
+def test_every_link_within_a_guide_leads_to_a_heading(page):
+    text = PAGES[page]
+    headings = {
+        heading.lower().replace(" ", "-").replace(",", "") for heading in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    }
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
 
 

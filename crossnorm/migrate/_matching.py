@@ -11,13 +11,22 @@ import numpy as np
 from crossnorm.errors import MigrationError
 
 from ._parts import Part
-from ._settings import Linear
+from ._settings import Linear, Unknown
 
 Pairs = list[tuple[Part, Part]]
 
 # Fields that say how a layer trains; at inference two layers that differ in nothing else compute the same.
 TRAINING_FIELDS = frozenset(
-    {"decay", "renorm_decay", "running_variance", "running_quantity", "single_value", "initial_variance", "last_gamma"}
+    {
+        "decay",
+        "renorm_decay",
+        "running_variance",
+        "running_quantity",
+        "single_value",
+        "initial_variance",
+        "last_gamma",
+        "pooled",
+    }
     | {"r_max", "r_min", "d_max", "r_max_steps", "d_max_steps", "iterations", "iteration_order", "warm_up", "initial_scale"}
 )
 
@@ -39,7 +48,11 @@ def match(source: Sequence[Part], target: Sequence[Part], mapping: Mapping[str, 
     problems = [*_wrong_names(mapping, source, target), *_wrong_globs(skip, [*source, *target])]
     source, target = ([part for part in parts if not _any(part.name, skip)] for parts in (source, target))
     for side, parts in (("source", source), ("target", target)):
-        problems += [f"{side} {part.name}: {type(part.layer).__name__} is of no known kind" for part in parts if _unknown(part)]
+        problems += [
+            f"{side} {part.name}: {part.settings.layer} cannot be taken apart: {part.settings.reason}"
+            for part in parts
+            if isinstance(part.settings, Unknown)
+        ]
     if problems:
         raise refusal(problems)
     by_name = {part.name: part for part in target}
@@ -65,12 +78,18 @@ def refusal(problems: Sequence[str]) -> MigrationError:
 
 def inference_differences(one: Part, other: Part) -> list[str]:
     """Fields of the two specifications that make them compute something else at inference, in words."""
-    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if name not in TRAINING_FIELDS]
+    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if not _of_training(name, one)]
 
 
 def training_differences(one: Part, other: Part) -> list[str]:
     """Fields of the two specifications that make them train otherwise, in words."""
-    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if name in TRAINING_FIELDS]
+    return [f"{name} {a!r} against {b!r}" for name, a, b in _differences(one, other) if _of_training(name, one)]
+
+
+def _of_training(name: str, part: Part) -> bool:
+    if name in ("iterations", "iteration_order") and getattr(part.settings, "iterate", "training") == "always":
+        return False
+    return name in TRAINING_FIELDS
 
 
 def _differences(one: Part, other: Part) -> list[tuple[str, object, object]]:
@@ -164,10 +183,6 @@ def _parting(source: list[Part], target: list[Part]) -> list[str]:
         return []
     one, other = next((a, b) for a, b in zip(source, target, strict=True) if _signature(a) != _signature(b))
     return [f"source {one.name} stands where target {other.name} does, and the names do not agree: the order is ambiguous"]
-
-
-def _unknown(part: Part) -> bool:
-    return part.kind == "unknown"
 
 
 def _any(name: str, globs: Iterable[str]) -> bool:

@@ -13,7 +13,7 @@ from crossnorm.errors import MigrationError, Unsupported
 from crossnorm.spec import NormSpec
 
 from ._description import Description
-from ._frameworks import framework_of, room
+from ._frameworks import framework_of, submodule
 from ._settings import Attention, Linear, Recurrent, Slope, Unknown
 
 Array = NDArray[np.generic]
@@ -73,7 +73,8 @@ def parts(model: Any) -> list[Part]:
     framework = framework_of(model)
     if framework not in ("torch", "tensorflow"):
         raise MigrationError(f"parts: {type(model).__name__} is of {framework}; whole models are of torch or of Keras 3")
-    return room(framework).parts(model)
+    found: list[Part] = submodule(framework, "parts").parts(model)
+    return found
 
 
 class Arranged(NamedTuple):

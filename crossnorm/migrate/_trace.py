@@ -137,7 +137,7 @@ def main_inputs(part: Part, parameters: Sequence[str], args: Sequence[Any], kwar
 
 def with_inputs(
     part: Part, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Mapping[str, Any]
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with others in the places of its main inputs."""
     new_args, new_kwargs = list(args), dict(kwargs)
     for name, value in inputs.items():
@@ -149,7 +149,7 @@ def with_inputs(
             new_kwargs[parameter] = value
         else:
             new_kwargs[next(iter(new_kwargs))] = value
-    return new_args, new_kwargs
+    return tuple(new_args), new_kwargs
 
 
 def _argument(name: str, parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

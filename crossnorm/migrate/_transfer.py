@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from crossnorm.rounding import VERDICT
 from ._frameworks import framework_of, room
 from ._inputs import as_tuple, sample, turned
 from ._matching import Pairs, match, refusal, training_differences
-from ._parts import Part, parts
+from ._parts import Arrange, Part, parts
 from ._trace import Call, Recording, Units
 
 Array = NDArray[Any]
@@ -130,12 +131,12 @@ def transfer(
         for a, b in track(pairs, "copying", console=bar):
             b.write(a.arrays)
         with bar.status("proving"):
-            rows = _proof(pairs, one, other)
+            rows, orders = _proof(pairs, one, other)
     except BaseException:
         for _, part in pairs:
             part.write(part.arrays)
         raise
-    return Transfer(pairs, rows, _notes(pairs, rows))
+    return Transfer(_in_order(pairs, orders), rows, _notes(pairs, rows))
 
 
 # What stands in the way.
@@ -218,7 +219,7 @@ def agree_on_inputs(one: _Model, other: _Model) -> None:
             there.inputs = turned(here.inputs, here.parts, there.parts)
 
 
-def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
+def _proof(pairs: Pairs, one: _Model, other: _Model) -> tuple[list[Row], dict[str, Array]]:
     """The error of every call; an array whose inputs come in another order, after an image was flattened, is put right."""
     source, target = one.record(), other.record()
     orders: dict[str, Array] = {}
@@ -227,8 +228,7 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
             break
         a, b, order = found
         orders[b.name] = order
-        names = ["weight"] if a.kind == "dense" else [name for name, array in a.arrays.items() if array.shape == order.shape]
-        b.write({name: a.arrays[name][..., order] for name in names})
+        b.write({name: a.arrays[name][..., order] for name in _along(a, order)})
         target = other.record()
     measured = one if one.framework == "torch" else other
     units = measured.room.units(measured.model, measured.parts, measured.inputs)
@@ -249,7 +249,28 @@ def _proof(pairs: Pairs, one: _Model, other: _Model) -> list[Row]:
         if error > VERDICT:
             raise MigrationError(_parting(call, copy, error, orders.get(part.name)))
     rows.append(_output_row(source, target, rows, units))
-    return rows
+    return rows, orders
+
+
+def _in_order(pairs: Pairs, orders: Mapping[str, Array]) -> Pairs:
+    """The pairs, each source as its target has it now, so that an optimizer's state follows the weights."""
+    return [(_turned(a, orders[b.name]) if b.name in orders else a, b) for a, b in pairs]
+
+
+def _turned(part: Part, order: Array) -> Part:
+    names = _along(part, order)
+    arrange = {name: partial(_picked, part.arrange[name], order) for name in names if name in part.arrange}
+    arrays = {name: part.arrays[name][..., order] for name in names}
+    return replace(part, arrays={**part.arrays, **arrays}, arrange={**part.arrange, **arrange})
+
+
+def _along(part: Part, order: Array) -> list[str]:
+    """The arrays whose last axis is that of the inputs."""
+    return ["weight"] if part.kind == "dense" else [n for n, array in part.arrays.items() if array.shape == order.shape]
+
+
+def _picked(arrange: Arrange, order: Array, stored: Array) -> Array:
+    return arrange(stored)[..., order]
 
 
 def _together(pairs: Pairs, position: int) -> dict[str, set[str]]:
@@ -290,6 +311,10 @@ def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
         )
     if order is not None and call.part.kind != "dense":
         want = want[..., order]
+    if call.part.kind in ("lstm", "gru"):
+        # Keras gives the last step alone unless it is asked for the sequence.
+        want, got = (x[:, -1] if x.ndim > y.ndim else x for x, y in ((want, got), (got, want)))
+        unit = np.max(unit, axis=tuple(range(unit.ndim - 1)))
     if want.shape != got.shape:
         return np.inf
     activations = [getattr(part.settings, "activation", "linear") for part in (call.part, copy.part)]

@@ -42,9 +42,7 @@ ACTIVATION_PEERS: dict[str, dict[str, Peer]] = {
             name="tf.keras 2 BatchNormalization (rank 4 or 5, fused)",
             arguments={**_KERAS_ARGUMENTS, "decay": Argument("momentum")},
             fields={"eps": 1e-3, "decay": 0.99, "running_variance": "unbiased", "single_value": "zero"},
-            notes=(
-                "only ranks 4 and 5 take the fused kernel, and not with renorm or synchronized; others store the biased variance",
-            ),
+            notes=("only ranks 4 and 5 take the fused kernel; other ranks, and renorm, store the biased variance",),
         ),
         "flax": Peer(
             name="flax.linen.BatchNorm, flax.nnx.BatchNorm",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crossnorm import BatchNormSpec, MigrationError
+from crossnorm import BatchNormSpec, MigrationError, SpectralNormSpec
 from crossnorm.migrate._matching import inference_differences, match, training_differences
 from crossnorm.migrate._parts import Part
 from crossnorm.migrate._settings import Linear
@@ -86,6 +86,15 @@ def test_training_fields_are_no_obstacle():
     assert matched([one], [other]) == {"a": "a"}
     assert training_differences(one, other) == ["decay 0.99 against 0.9", "running_variance 'biased' against 'unbiased'"]
     assert inference_differences(one, other) == []
+
+
+def test_iterations_count_where_inference_iterates():
+    """Spectral normalization with ``iterate="always"``."""
+    once, twice = (SpectralNormSpec(shape=(2, 3), iterate="always", iterations=n) for n in (1, 2))
+    one, other = (part("a", spec, {}) for spec in (once, twice))
+    assert inference_differences(one, other) == ["iterations 1 against 2"]
+    one, other = (part("a", spec.replace(iterate="training"), {}) for spec in (once, twice))
+    assert training_differences(one, other) == ["iterations 1 against 2"]
 
 
 def test_every_field_is_one_of_training_or_of_inference():

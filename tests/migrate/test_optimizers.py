@@ -305,7 +305,7 @@ def test_what_the_target_has_alone_is_refused_too():
 
 def test_keras_without_room_for_momentum_or_not_built_is_refused():
     one, other, pairs = small(keras_optimizer=keras.optimizers.SGD(0.5))
-    with pytest.raises(MigrationError, match="built without momentum; make it with momentum=0.9"):
+    with pytest.raises(MigrationError, match=r"built without momentum; make it with momentum=0\.9"):
         transfer_optimizer(one, other, pairs)
     with pytest.raises(MigrationError, match="not built; call its build"):
         transfer_optimizer(one, keras.optimizers.SGD(0.5, 0.5), pairs)

@@ -92,6 +92,20 @@ def recurrent():
     return torch_model, keras_model
 
 
+def tagger(cell, torch_cell):
+    """The last step of a sequence is what counts; torch gives all of them."""
+
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.head = torch_cell(5, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.cell(x)[0][:, -1])
+
+    return Tagger(), functional((7, 5), cell(4), layers.Dense(3))
+
+
 def stacked():
     torch_model = nn.Sequential(Last(nn.LSTM(5, 4, num_layers=2, batch_first=True)))
     return torch_model, functional((7, 5), layers.LSTM(4, return_sequences=True), layers.LSTM(4, return_sequences=True))
@@ -107,6 +121,8 @@ MODELS = {
     "separable": separable,
     "recurrent": recurrent,
     "stacked": stacked,
+    "last step of an LSTM": lambda: tagger(layers.LSTM, nn.LSTM),
+    "last step of a GRU": lambda: tagger(layers.GRU, nn.GRU),
     "attention": lambda: (SelfAttention(), functional((5, 8), self_attention())),
     "attention without bias": lambda: (SelfAttention(bias=False), functional((5, 8), self_attention(use_bias=False))),
 }
@@ -287,7 +303,7 @@ REFUSED = {
         lambda: SelfAttention(2), lambda: SelfAttention(4), torch.zeros(2, 3, 8), "heads 2 against 4",
     ),
     "an unknown kind": (
-        lambda: nn.Sequential(Unknown()), lambda: nn.Sequential(Unknown()), X[:, :3], "is of no known kind",
+        lambda: nn.Sequential(Unknown()), lambda: nn.Sequential(Unknown()), X[:, :3], "source 0: Unknown cannot be taken apart",
     ),
     "a lazy module": (lazily, lambda: dense(4, 3), X, "lazy"),
     "no counterpart": (lambda: dense(4, 4, 3), lambda: dense(4, 4), X, "source 1: dense with weight (3, 4), bias (3,)"),

@@ -39,7 +39,13 @@ def document() -> str:
 def row_of(divergence: Divergence) -> str:
     """The cells of a row that no run changes."""
     point = f"{divergence.point} [thread]({divergence.link})" if divergence.link else divergence.point
-    return f"| {divergence.number} | {divergence.method} | {', '.join(divergence.peers)} | {point} |"
+    number = f'<a id="{anchor(divergence.number)}"></a>{divergence.number}'
+    return f"| {number} | {divergence.method} | {', '.join(divergence.peers)} | {point} |"
+
+
+def anchor(number: int) -> str:
+    """Where a link from another page leads to."""
+    return f"divergence-{number}"
 
 
 def waiting_line(number: int) -> str:

@@ -1,6 +1,7 @@
 """One run of a Keras model, layer by layer, and one layer alone."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,7 +107,10 @@ def replay(
     with _undisturbed(layer, True):
         own = main_inputs(call.part, parameters, call.args, call.kwargs)
         if inputs is not None:
-            own = {name: _tensor(native(inputs[name], part), like.dtype) for name, like in own.items()}
+            # Another layer may compute in another dtype.
+            another = layer is not call.part.layer
+            dtypes = {n: layer.compute_dtype if another and t.dtype.is_floating else t.dtype for n, t in own.items()}
+            own = {name: _tensor(native(inputs[name], part), dtype) for name, dtype in dtypes.items()}
         own = {name: tf.identity(tensor) for name, tensor in own.items()}
         args, kwargs = with_inputs(call.part, parameters, call.args, call.kwargs, own)
         kwargs.pop("training", None)
@@ -179,7 +183,8 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.La
     try:
         # For layers that a subclassed model makes itself.
         keras.config.set_dtype_policy("float64")
-        with keras.utils.custom_object_scope(kinds), _undisturbed(model, True):
+        # Keras warns of what the user's own model did as well, and the copy is checked.
+        with warnings.catch_warnings(action="ignore"), keras.utils.custom_object_scope(kinds), _undisturbed(model, True):
             twin = _again(model)
             got = _called(twin, [_tensor(x, "float64") for x in inputs], {"training": False})
             dtypes = _input_dtypes(model, inputs)
@@ -306,7 +311,7 @@ def _wrapped(parts: Sequence[Part], calls: list[Call], taps: list[Any]) -> Itera
                 Call(
                     part=part,
                     number=counts.get(id(layer), 0),
-                    args=tuple(args),
+                    args=args,
                     kwargs=kwargs,
                     inputs={name: canonical(_numpy(v), part) for name, v in given.items() if isinstance(v, _EAGER)},
                     output=canonical(_numpy(tensor), part),

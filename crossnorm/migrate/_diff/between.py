@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from crossnorm.rounding import VERDICT
 
-from ._causes import Cause, off
-from ._glue import Glue, contrast, glue, same
-from ._pairing import Pair
-from ._trace import Call, native
+from .._settings import Linear
+from .._trace import Call, native
+from .causes import Cause, off
+from .glue import Glue, contrast, glue, same
+from .pairing import Pair
 
 Array = NDArray[Any]
 
@@ -38,19 +39,24 @@ def between(before: Sequence[Pair], taken: tuple[Array, Array], names: tuple[str
             return None
         mine, theirs = contrast(one, other)
         words = f"{mine} in {names[0]} and {theirs} in {names[1]}, behind {pair.one[0].part.name},"
-        output = pair.one[0].output
-        return words, _made(other, pair.one[0], output), _made(one, pair.one[0], output)
+        # The output before any activation: the first model's unless it has one inside its layer.
+        raw = next((call for call in (pair.one[0], pair.other[0]) if _activation(call) == "linear"), pair.one[0])
+        return words, _made(other, raw), _made(one, raw)
     return None
 
 
 def _from(call: Call, taken: Array) -> Glue | None:
-    return glue(call.output, taken, getattr(call.part.settings, "activation", "linear"))
+    return glue(call.output, taken, _activation(call))
 
 
-def _made(found: Glue, call: Call, output: Array) -> Array:
-    own = getattr(call.part.settings, "activation", "linear")
+def _activation(call: Call) -> str:
+    activation: str = getattr(call.part.settings, "activation", "linear")
+    return activation
+
+
+def _made(found: Glue, call: Call) -> Array:
     # What the layer has already applied itself is not applied twice.
-    return (found if own == "linear" else found._replace(activation=""))(output)
+    return (found if _activation(call) == "linear" else found._replace(activation=""))(call.output)
 
 
 def turned(a: Call, b: Call, names: tuple[str, str], first: bool) -> str:
@@ -102,6 +108,38 @@ def reordered(a: Call, b: Call) -> Array | None:
         and np.array_equal(weights[0][:, order], weights[1])
     ]
     return fitting[0] if fitting else None
+
+
+def padded(a: Call, b: Call) -> Array | None:
+    """The input of ``a`` as ``b`` takes it, where one of two convolutions leaves padding to a layer before it; else None."""
+    x, y = a.inputs.get("input"), b.inputs.get("input")
+    one, other = a.part.settings, b.part.settings
+    if not (isinstance(one, Linear) and isinstance(other, Linear) and one.kind == other.kind == "convolution"):
+        return None
+    if x is None or y is None or x.ndim != y.ndim or x.shape == y.shape:
+        return None
+    amounts = zip(_amounts(one, x.shape[1:-1]), _amounts(other, y.shape[1:-1]), strict=True)
+    widths = [(0, 0), *((mine[0] - theirs[0], mine[1] - theirs[1]) for mine, theirs in amounts), (0, 0)]
+    if y.shape != tuple(size + before + after for size, (before, after) in zip(x.shape, widths, strict=True)):
+        return None
+    outer = np.pad(x, [(max(before, 0), max(after, 0)) for before, after in widths])
+    cut = tuple(
+        slice(max(-before, 0), size - max(-after, 0)) for size, (before, after) in zip(outer.shape, widths, strict=True)
+    )
+    inner = outer[cut]
+    # What is cut off must have been padding.
+    return inner if np.count_nonzero(inner) == np.count_nonzero(x) else None
+
+
+def _amounts(settings: Linear, sizes: Sequence[int]) -> Sequence[tuple[int, int]]:
+    """How much a convolution adds before and after; for "same" that depends on the size of the image."""
+    if not isinstance(settings.padding, str):
+        return settings.padding
+    found = []
+    for size, kernel, stride, dilation in zip(sizes, settings.shape[2:], settings.stride, settings.dilation, strict=True):
+        total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        found.append((total // 2, total - total // 2))
+    return found
 
 
 def confirmed(words: str, wrong: Mapping[str, Array], right: Array, unit: Array) -> list[Cause]:

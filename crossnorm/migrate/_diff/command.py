@@ -13,8 +13,8 @@ from rich.console import Console
 
 from crossnorm.errors import MigrationError
 
-from ._diff import diff
-from ._frameworks import framework_of, room
+from .._frameworks import framework_of, room
+from .comparison import diff
 
 
 def run(
