@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar
@@ -273,6 +274,12 @@ def _runner() -> ModuleType:
 # diff
 
 
+class _Mode(StrEnum):
+    inference = "inference"
+    training = "training"
+    as_is = "as-is"
+
+
 @app.command()
 def diff(
     source: Annotated[
@@ -289,23 +296,23 @@ def diff(
         list[str] | None,
         typer.Option(metavar="NAME=NAME", help="A layer of the source and its like in the target; repeatable."),
     ] = None,
-    training: Annotated[
-        bool | None, typer.Option("--training/--inference", help="The mode of both; by default each as it is.")
-    ] = None,
+    mode: Annotated[_Mode, typer.Option(help="In which both run. A torch model that was just made is in training mode.")] = (
+        _Mode.inference
+    ),
     step: Annotated[bool, typer.Option("--step/--no-step", help="Compare a training step's statistics, too.")] = True,
     html: _Html = None,
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the report to this file.")] = None,
 ) -> None:
     """Find the first layer where two models part, and why; exit status 0 only if they agree."""
     sys.path.insert(0, os.getcwd())  # a module of one's own lies here, as for `python -m`
-    command = importlib.import_module("crossnorm.migrate._command")
+    command = importlib.import_module("crossnorm.migrate._diff.command")
     status = command.run(
         source,
         target,
         inputs or (),
         target_inputs or (),
         pairs=pair or (),
-        training=training,
+        training={_Mode.inference: False, _Mode.training: True, _Mode.as_is: None}[mode],
         step=step,
         html=html,
         json=json,

@@ -179,7 +179,7 @@ def in_keras(spec: NormSpec) -> keras.layers.Layer:
 
 def _names_in_torch(layer: torch.nn.Module) -> dict[str, str]:
     names = {id(tensor): name for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
-    return {role: names[id(tensor)] for role, tensor in torch_variables(layer).items()}
+    return {role: names[id(tensor)] for role, (tensor,) in torch_variables(layer).items()}
 
 
 def _names_in_keras(layer: keras.layers.Layer) -> dict[str, str]:

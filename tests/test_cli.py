@@ -327,5 +327,75 @@ def test_conformance_of_an_object_that_is_not_there():
     assert "Traceback" not in result.stderr
 
 
+# diff
+
+
+@pytest.fixture
+def comparer(monkeypatch):
+    """Stands in for the comparison of two models and remembers how it was called."""
+    module = types.ModuleType("crossnorm.migrate._diff.command")
+    module.calls, module.status = [], 0
+
+    def fake(*models, **arguments):
+        module.calls.append((models, arguments))
+        return module.status
+
+    module.run = fake
+    monkeypatch.setitem(sys.modules, "crossnorm.migrate._diff.command", module)
+    return module
+
+
+COMPARED = {"pairs": [], "training": False, "step": True, "html": None, "json": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "inputs", "changed"),
+    [
+        ("", ((), ()), {}),
+        ("--inputs a.npy --inputs b.npz", ([Path("a.npy"), Path("b.npz")], ()), {}),
+        ("--target-inputs a.npy", ((), [Path("a.npy")]), {}),
+        ("--pair a=b --pair c=d", ((), ()), {"pairs": ["a=b", "c=d"]}),
+        ("--mode training --no-step", ((), ()), {"training": True, "step": False}),
+        ("--mode as-is", ((), ()), {"training": None}),
+        ("--html a.html --json a.json", ((), ()), {"html": Path("a.html"), "json": Path("a.json")}),
+    ],
+)
+def test_diff_options(command, comparer, options, inputs, changed):
+    result = command("diff", "a.keras", "m:f=b.pt", *options.split())
+    assert result.exit_code == 0, result.output
+    ((models, arguments),) = comparer.calls
+    assert models == ("a.keras", "m:f=b.pt", *inputs)
+    assert {name: list(value) if name == "pairs" else value for name, value in arguments.items()} == COMPARED | changed
+
+
+def test_diff_exit_status(command, comparer):
+    comparer.status = 1
+    assert command("diff", "a.keras", "b.keras").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ("no.keras no.keras", "no.keras does not exist"),
+        ("a.pt b.pt", "a.pt holds arrays and no code"),
+        ("nonsense nonsense", "'nonsense' names no model"),
+        ("no_such_module:f no_such_module:f", "no_such_module:f cannot be imported"),
+        ("m:f m:f --inputs no.npy", "no.npy does not exist"),
+    ],
+)
+def test_diff_says_what_is_wrong(command, models, message):
+    """The real one, which loads no framework for that."""
+    one_sentence(command("diff", *models.split()), message)
+
+
+def test_diff_takes_what_the_command_passes(command, comparer):
+    """The stand-in above must not hide a change of the real one."""
+    command("diff", "a.keras", "b.keras")
+    tree = ast.parse((ROOT / "crossnorm/migrate/_diff/command.py").read_text())
+    (real,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
+    assert [argument.arg for argument in real.args.kwonlyargs] == list(comparer.calls[0][1])
+    assert len(real.args.args) == len(comparer.calls[0][0])
+
+
 def test_frameworks_of_the_command_are_those_of_the_presets():
     assert {framework for peers in PEERS.values() for framework in peers} == set(FRAMEWORKS)

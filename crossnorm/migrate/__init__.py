@@ -15,8 +15,8 @@ from ._description import Description as Description
 from ._description import Layout as Layout
 from ._description import build as build
 from ._description import describe as describe
+from ._diff import Difference as Difference
 from ._diff import diff as diff
-from ._difference import Difference as Difference
 from ._files import load as load
 from ._files import save as save
 from ._optimizers import OptimizerTransfer as OptimizerTransfer

@@ -22,13 +22,14 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # NumPy has none of its own
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What a layer knows beside its specification: where the channel lies, how many positions' axes there are, its dtype.
+    """What a layer knows beside its specification: where the channel lies, how many spatial dimensions there are, its dtype.
 
-    ``axis``: of the channel, or the normalized axes, counted as the layer counts them; None where it is where the framework
-    puts it: 1 in torch (the last axes for layer and RMS normalization), the last in Keras.
+    ``axis``: of the channel, or the normalized axes, counted as the layer counts them. None: where the framework has it by
+    default, which is 1 in torch (the last axes for layer and RMS normalization) and the last in Keras.
     ``rank``: the number of spatial dimensions, None where the layer does not say.
     ``dtype``: in which it computes: torch's name, or Keras' policy (``"mixed_float16"``).
-    ``holder``: of a reparametrization: the layer whose weight it is, with the weight's ``name`` there.
+    ``holder``, ``name``: only of a reparametrization: the layer whose weight is reparametrized, and what that weight is called
+    there.
 
     Raises
         MigrationError: a field of another type.
@@ -122,10 +123,11 @@ def build(
         arrays: as `describe` gives them; the layer gets copies, bit for bit.
         framework: of the new layer; it may be another than the description's.
         native: whether the framework's own layer is wanted.
-        holder: for a reparametrization: the live layer to reparametrize, in place of a new one that is as the layout says.
+        holder: for a reparametrization: the live layer to reparametrize. By default a new one is made, as the layout says.
 
     Raises:
-        MigrationError: arrays that are not the specification's; a layout that does not fit; no holder.
+        MigrationError: arrays that are not the specification's; a layout that does not fit; a holder that is missing, or that
+            does not fit, or that has no place here.
         Unsupported: a convention for which the framework, or its native layer, has no means.
 
     >>> import torch
@@ -135,7 +137,11 @@ def build(
     """
     if framework not in ("torch", "tensorflow"):
         refuse(f"build: framework={framework!r} is not 'torch' or 'tensorflow'", "choose one of them")
-    return room(framework).build(checked(spec, layout, arrays, "build"), native, holder)
+    description = checked(spec, layout, arrays, "build")
+    if holder is not None and not isinstance(spec, WeightSpec):
+        what = f"build: {type(holder).__name__} is given as the holder of {spec.method}, which is a layer of its own"
+        refuse(what, "leave out holder=")
+    return room(framework).build(description, native, holder)
 
 
 def checked(spec: Any, layout: Any, arrays: Any, who: str) -> Description:
@@ -160,8 +166,8 @@ def checked(spec: Any, layout: Any, arrays: Any, who: str) -> Description:
         refuse(f"{who}: {spec.method} has arrays of shapes {found}, not {shapes}", "give each array its name and shape")
     if isinstance(spec, WeightSpec) and layout.holder is not None and spec.shape not in _rows_first(spec, layout.holder):
         refuse(
-            f"{who}: {spec.method} of shape {spec.shape} is not of a {layout.holder.kind} whose weight has the shape "
-            f"{layout.holder.shape}",
+            f"{who}: {spec.method} of shape {spec.shape} does not fit its holder, a {layout.holder.kind} whose weight has the "
+            f"shape {layout.holder.shape}",
             "give the layer that holds the weight",
         )
     return Description(spec, layout, {name: np.asarray(arrays[name]) for name in shapes})

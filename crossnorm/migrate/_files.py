@@ -89,7 +89,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Description]:
 def _descriptions(data: bytes) -> dict[str, Description]:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 + size:
-        raise ValueError(f"it has {len(data)} bytes, and its header alone 8 and {size}")
+        raise ValueError(f"it has {len(data)} bytes, fewer than its header, which takes 8 + {size}")
     header = _json(data[8 : 8 + size].decode())
     tensors = safetensors.deserialize(data)
     metadata = header.get("__metadata__")
@@ -114,35 +114,35 @@ def _documents(document: Any) -> dict[str, dict[str, Any]]:
         raise MigrationError(f"its document is not of the format {FORMAT!r}; give a file that crossnorm.migrate.save wrote")
     version = document.get("version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"version={version!r}")
+        raise ValueError(f"version={version!r} is no positive integer")
     if version > VERSION:
         raise MigrationError(f"version={version} is later than {VERSION}; it was written by a newer crossnorm: upgrade")
     layers = document.get("layers")
     if document.keys() != {"format", "version", "layers"} or not isinstance(layers, dict):
-        raise ValueError(f"its document has the entries {', '.join(document)}")
+        raise ValueError(f"its document has the entries {', '.join(document)}, in place of format, version and layers")
     for name, layer in layers.items():
         parts = layer if isinstance(layer, dict) else {}
         if parts.keys() != {"spec", "layout"} or not all(isinstance(part, dict) for part in parts.values()):
-            raise ValueError(f"the layer {name!r} is no specification and layout")
+            raise ValueError(f"the layer {name!r} is something else than a specification and a layout")
     return layers
 
 
 def _json(text: Any) -> Any:
-    """A JSON value in which no key is there twice."""
+    """A JSON value; one with the same key twice is refused."""
     if not isinstance(text, str):
-        raise ValueError(f"{type(text).__name__} in place of a JSON document")
+        raise ValueError(f"a {type(text).__name__} is in the place of its JSON document")
     return json.loads(text, object_pairs_hook=_unique)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"a key twice among {', '.join(key for key, _ in pairs)}")
+        raise ValueError(f"one of the keys {', '.join(key for key, _ in pairs)} stands there twice")
     return values
 
 
 def _replace(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file beside the one that it takes the place of once it is complete."""
+    """Write a new file under another name, and move it to ``path`` once it is complete."""
     written = None
     try:
         target = Path(path)

@@ -1,7 +1,7 @@
-"""What frameworks call the fields of a specification, read from a native layer and written into its constructor."""
+"""What frameworks call the fields of a specification: read from a native layer, and written into its constructor."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, NoReturn
 
@@ -12,22 +12,33 @@ from crossnorm.errors import MigrationError, SpecError, Unsupported
 from crossnorm.spec import NormSpec
 from crossnorm.spec.presets import PEERS, spec_class
 
-# What a layer learns from its input, or has an argument for that says no more than an array's shape does.
+from ._description import Layout
+from ._settings import Linear
+
+# Where a framework has no argument for these, it takes them from its input or from the layer that holds the weight.
 _SIZES = ("channels", "shape", "spatial")
 
 
-def fields_of(layer: Any, method: str, framework: str) -> dict[str, Any]:
-    """The fields that a native layer's attributes amount to now, with those that its framework fixes; without the sizes.
+def spec_of(layer: Any, method: str, framework: str, **known: Any) -> NormSpec:
+    """The specification that a native layer obeys now: what its attributes say, and what its framework fixes.
+
+    ``known``: fields that its attributes do not say: sizes of the input, and flags where the arrays that are there decide.
 
     >>> from types import SimpleNamespace
-    >>> fields_of(SimpleNamespace(epsilon=0.5, momentum=0.75, center=True, scale=False), "batch_norm", "keras")["decay"]
+    >>> layer = SimpleNamespace(epsilon=0.5, momentum=0.75, center=True, scale=False)
+    >>> spec_of(layer, "batch_norm", "keras", channels=4).decay
     0.75
     """
+    spec: NormSpec = obeyed(layer, lambda: spec_class(method)(**_read_fields(layer, method, framework, known)))
+    return spec
+
+
+def _read_fields(layer: Any, method: str, framework: str, known: dict[str, Any]) -> dict[str, Any]:
     peer = PEERS[method][framework]
     flags = {f.name for f in fields(spec_class(method)) if isinstance(f.default, bool)}
-    values = dict(peer.fields)
+    values = {**peer.fields, **known}
     for field, argument in peer.arguments.items():
-        if field in _SIZES:
+        if field in known:
             continue
         name, key = _place(argument.name)
         value = getattr(layer, name)
@@ -39,10 +50,10 @@ def fields_of(layer: Any, method: str, framework: str) -> dict[str, Any]:
     return values
 
 
-def arguments_of(spec: NormSpec, framework: str, **fixed: Any) -> dict[str, Any]:
+def arguments_of(spec: NormSpec, framework: str, free: tuple[str, ...] = (), **fixed: Any) -> dict[str, Any]:
     """The arguments that make a framework's own layer obey ``spec``; a convention that it cannot have is Unsupported.
 
-    ``fixed``: fields that the framework fixes now as its preset does not say.
+    ``free``: fields that may have any value. ``fixed``: fields that the framework fixes otherwise than its preset says.
 
     >>> import crossnorm
     >>> arguments_of(crossnorm.GroupNormSpec(channels=4, groups=2), "keras")
@@ -52,12 +63,11 @@ def arguments_of(spec: NormSpec, framework: str, **fixed: Any) -> dict[str, Any]
         raise Unsupported(f"crossnorm.migrate: {framework} has no {spec.method} of its own; build crossnorm's: native=False")
     peer, arguments = PEERS[spec.method][framework], {}
     defaults = {f.name: f.default for f in fields(spec) if f.default is not MISSING} | dict(peer.fields) | fixed
-    for field in (f.name for f in fields(spec) if f.name not in _SIZES):
+    free += _SIZES if getattr(spec, "tracked", True) else (*_SIZES, "decay", "running_variance")
+    for field in (f.name for f in fields(spec)):
         value, argument, default = getattr(spec, field), peer.arguments.get(field), defaults.get(field)
-        if field in ("decay", "running_variance") and not getattr(spec, "tracked", True):
-            continue
-        if (argument is None and value != default) or (value is None and default is not None):
-            refuse(spec, field, f"{peer.name}, which has {default!r}")
+        if field not in free and (value != default if argument is None else value is None and default is not None):
+            native_lacks(spec, field, f"{peer.name} has {default!r}")
         if argument is None:
             continue
         name, key = _place(argument.name)
@@ -68,17 +78,12 @@ def arguments_of(spec: NormSpec, framework: str, **fixed: Any) -> dict[str, Any]
     return arguments
 
 
-def spec_of(who: str, method: str, values: Mapping[str, Any]) -> NormSpec:
-    """The specification with these fields, for a layer called ``who``."""
-    return obeyed(who, lambda: spec_class(method)(**values))
-
-
-def obeyed(who: str, spec: Callable[[], NormSpec]) -> NormSpec:
-    """The specification; a layer, called ``who``, whose attributes break its rules cannot be moved."""
+def obeyed(layer: Any, spec: Callable[[], Any]) -> Any:
+    """What ``spec`` gives; a layer whose attributes break its rules cannot be moved."""
     try:
         return spec()
-    except SpecError as error:
-        raise MigrationError(f"crossnorm.migrate: {who} obeys no specification: {error}") from None
+    except (SpecError, TypeError) as error:
+        refuse(layer, f"has attributes that no specification allows ({error})", "set them right")
 
 
 def last_axis_first(kernel: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -88,13 +93,33 @@ def last_axis_first(kernel: NDArray[np.generic]) -> NDArray[np.generic]:
     (8, 2, 3, 5)
     """
     last = kernel.ndim - 1
-    return np.transpose(kernel, (last, last - 1, *range(last - 1)))
+    return np.ascontiguousarray(np.transpose(kernel, (last, last - 1, *range(last - 1))))
 
 
-def refuse(spec: NormSpec, field: str, native: str) -> NoReturn:
-    """A convention that a native layer has no means for."""
-    what = f"{spec.method} with {field}={getattr(spec, field)!r} is beyond {native}"
-    raise Unsupported(f"crossnorm.migrate: {what}; build crossnorm's own layer: native=False")
+# Refusals.
+
+
+def called(layer: Any) -> str:
+    """How errors call a layer: by its name, as Keras' layers have one, or else by its class."""
+    name = getattr(layer, "name", None)
+    return f"the layer {name!r}" if isinstance(name, str) else f"the {type(layer).__name__}"
+
+
+def refuse(layer: Any, what: str, remedy: str) -> NoReturn:
+    """A layer that cannot be moved."""
+    raise MigrationError(f"crossnorm.migrate: {called(layer)} {what}; {remedy}")
+
+
+def inexpressible(thing: NormSpec | Linear, field: str, reason: str, layout: Layout | None = None) -> NoReturn:
+    """A field of a specification, of settings or of a layout for which a framework has no means."""
+    kind = thing.method if isinstance(thing, NormSpec) else f"a {thing.kind.replace('_', ' ')}"
+    value = getattr(thing if layout is None else layout, field)
+    raise Unsupported(f"crossnorm.migrate: {kind} with {field}={value!r}, where {reason}")
+
+
+def native_lacks(spec: NormSpec, field: str, reason: str, layout: Layout | None = None) -> NoReturn:
+    """The same where only the framework's own layer has none."""
+    inexpressible(spec, field, f"{reason}; build crossnorm's own layer: native=False", layout)
 
 
 def _place(argument: str) -> tuple[str, str | None]:

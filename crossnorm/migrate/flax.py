@@ -1,15 +1,13 @@
 """Flax: the normalization layers of flax.nnx, described. Models of it are moved on, not built."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from flax import nnx
-from numpy.typing import NDArray
-
-from crossnorm.errors import MigrationError
 
 from ._description import Description, Layout
-from ._natives import fields_of, last_axis_first, spec_of
+from ._held import Array, described
+from ._natives import last_axis_first, refuse, spec_of
 from ._settings import Linear
 
 _METHODS = {
@@ -22,8 +20,6 @@ _METHODS = {
     nnx.WeightNorm: "weight_norm",
 }
 _ATTRIBUTES = {"scale": "scale", "offset": "bias", "running_mean": "mean", "running_variance": "var"}
-
-Array = NDArray[np.generic]
 
 
 def describe(layer: Any, name: str | None = None) -> Description:
@@ -42,44 +38,38 @@ def describe(layer: Any, name: str | None = None) -> Description:
     """
     native = next((cls for cls in _METHODS if isinstance(layer, cls) and type(layer).__call__ is cls.__call__), None)
     if native is None:
-        _refuse(layer, f"is none of {', '.join(cls.__name__ for cls in _METHODS)}", "give one of flax.nnx")
+        refuse(layer, f"is none of {', '.join(cls.__name__ for cls in _METHODS)}", "give one of flax.nnx")
     method = _METHODS[native]
     if native in (nnx.SpectralNorm, nnx.WeightNorm):
         return _wrapper(layer, method, name)
     if name is not None:
-        _refuse(layer, f"has no weight {name!r} that is normalized", "leave out the name")
-    values = fields_of(layer, method, "flax")
-    values |= {field: getattr(layer, _ATTRIBUTES[field]) is not None for field in ("scale", "offset") if field in values}
-    if native is nnx.GroupNorm:
-        values["channels"] = layer.num_groups * layer.group_size
-    elif native in (nnx.LayerNorm, nnx.RMSNorm):
-        values["shape"] = layer.num_features
-    else:
-        values["channels"] = layer.num_features
-    spec = spec_of(type(layer).__name__, method, values)
-    axis = _axis(layer, native)
-    arrays: dict[str, Array] = {}
-    for array in (*spec.parameters, *spec.state):
-        counter = array.name == "batches_tracked"
-        arrays[array.name] = np.zeros((), np.int64) if counter else np.array(getattr(layer, _ATTRIBUTES[array.name])[...])
-    return Description(spec, Layout(axis=None if axis == -1 else axis, dtype=_dtype(layer)), arrays)
+        refuse(layer, f"has no reparametrized weight {name!r}", "leave out the name")
+    known: dict[str, Any] = {"scale": layer.scale is not None}
+    if native is not nnx.RMSNorm:
+        known["offset"] = layer.bias is not None
+    size = layer.num_groups * layer.group_size if native is nnx.GroupNorm else layer.num_features
+    known["shape" if native in (nnx.LayerNorm, nnx.RMSNorm) else "channels"] = size
+    spec, axis = spec_of(layer, method, "flax", **known), _axis(layer, native)
+    names = [array.name for array in (*spec.parameters, *spec.state) if array.name in _ATTRIBUTES]
+    arrays: dict[str, Array] = {name: np.array(getattr(layer, _ATTRIBUTES[name])[...]) for name in names}
+    return described(spec, Layout(axis=None if axis == -1 else axis, dtype=_dtype(layer)), arrays)
 
 
 def _axis(layer: Any, native: type) -> int:
     """The one axis of the channels, or of what is normalized."""
     if native is not nnx.BatchNorm and layer.axis_name is not None:
-        _refuse(layer, f"takes its moments over axis_name={layer.axis_name!r} too, which no specification says", "leave it out")
+        refuse(layer, f"takes its moments over axis_name={layer.axis_name!r} too, which no specification says", "leave it out")
     if native is nnx.GroupNorm:
         if layer.reduction_axes is not None:
-            _refuse(layer, f"computes something else with reduction_axes={layer.reduction_axes}", "leave them out")
+            refuse(layer, f"computes something else with reduction_axes={layer.reduction_axes}", "leave them out")
         return -1
     axis: Any = layer.axis if native is nnx.BatchNorm else layer.feature_axes
     if native in (nnx.LayerNorm, nnx.RMSNorm) and layer.reduction_axes != axis:
         what = f"normalizes axes {layer.reduction_axes} together and learns along {axis} only, which no specification says"
-        _refuse(layer, what, "use the same axis for both")
+        refuse(layer, what, "use the same axis for both")
     axes: tuple[int, ...] = (axis,) if isinstance(axis, int) else tuple(axis)
     if len(axes) > 1:
-        _refuse(layer, f"has several feature axes, {axes}, and one size for them", "use one axis")
+        refuse(layer, f"has several feature axes, {axes}, and one size for them", "use one axis")
     return axes[0]
 
 
@@ -90,33 +80,34 @@ def _dtype(layer: Any) -> str:
 def _wrapper(wrapper: Any, method: str, name: str | None) -> Description:
     held = wrapper.layer_instance
     if isinstance(held, nnx.ConvTranspose):
-        _refuse(wrapper, "holds a ConvTranspose, whose kernel lies mirrored", "move the convolution by hand")
+        refuse(wrapper, "holds a ConvTranspose, whose kernel lies mirrored", "move the convolution by hand")
     found = {path: param for path, param in nnx.to_flat_state(nnx.state(held, nnx.Param)) if _normalizes(wrapper, path, param)}
     paths = {".".join(map(str, path)): path for path in found}
     if not paths:
-        _refuse(wrapper, "normalizes no parameter", "wrap a layer with a kernel")
+        refuse(wrapper, "normalizes no parameter", "wrap a layer with a kernel")
     if name is None and len(paths) > 1:
-        _refuse(wrapper, f"normalizes several weights, {', '.join(paths)}", "say which by name=")
+        refuse(wrapper, f"normalizes several weights, {', '.join(paths)}", "say which by name=")
     name = next(iter(paths)) if name is None else name
     if name not in paths:
-        _refuse(wrapper, f"does not normalize {name!r}, but {', '.join(paths)}", "name one of these")
+        refuse(wrapper, f"does not normalize {name!r}, but {', '.join(paths)}", "name one of these")
     path = paths[name]
     rows = last_axis_first(np.array(found[path][...]))
-    values, arrays = fields_of(wrapper, method, "flax"), {"weight": np.ascontiguousarray(rows)}
+    known: dict[str, Any] = {"shape": rows.shape}
+    arrays: dict[str, Array] = {"weight": rows}
     if method == "spectral_norm":
         arrays["u"] = np.array(wrapper.batch_stats[(*path, "u")][...]).reshape(-1)
     else:
         axes = wrapper.feature_axes if isinstance(wrapper.feature_axes, tuple) else (wrapper.feature_axes,)
         if axes not in ((), (-1,), (rows.ndim - 1,)):
-            _refuse(wrapper, f"has lengths along feature_axes={axes}, which are no rows", "use -1 or None")
-        values |= {"norm_over": "row" if axes else "whole", "initial_scale": "ones"}
+            refuse(wrapper, f"has lengths along feature_axes={axes}, which are no rows", "use -1 or None")
+        known |= {"norm_over": "row" if axes else "whole", "initial_scale": "ones"}
         if wrapper.use_scale:
             arrays["scale"] = np.array(wrapper.scales[path][...])
-    spec = spec_of(type(wrapper).__name__, method, values | {"shape": rows.shape})
+    spec = spec_of(wrapper, method, "flax", **known)
     holder = _settings(held, rows.shape) if len(path) == 1 else None
     if holder is not None and holder.bias:
         arrays["bias"] = np.array(held.bias[...])
-    return Description(spec, Layout(dtype=_dtype(held) if holder else _dtype(wrapper), holder=holder, name=name), arrays)
+    return described(spec, Layout(dtype=_dtype(held) if holder else _dtype(wrapper), holder=holder, name=name), arrays)
 
 
 def _normalizes(wrapper: Any, path: tuple[Any, ...], param: Any) -> bool:
@@ -153,7 +144,3 @@ def _settings(layer: Any, shape: tuple[int, ...]) -> Linear | None:
 
 def _sizes(value: Any, rank: int) -> tuple[int, ...]:
     return (value or 1,) * rank if value is None or isinstance(value, int) else tuple(value)
-
-
-def _refuse(layer: Any, what: str, remedy: str) -> NoReturn:
-    raise MigrationError(f"crossnorm.migrate: the {type(layer).__name__} {what}; {remedy}")

@@ -1,16 +1,14 @@
 """Legacy tf_keras: its normalization layers, described. Models of it are moved on, not built."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import tf_keras
-from numpy.typing import NDArray
-
-from crossnorm.errors import MigrationError
 
 from ._description import Description, Layout
-from ._natives import fields_of, last_axis_first, spec_of
+from ._held import Array, described
+from ._natives import last_axis_first, refuse, spec_of
 from ._settings import Linear
 
 _L = tf_keras.layers
@@ -30,8 +28,6 @@ _ATTRIBUTES = {
     "renorm_standard_deviation": "renorm_stddev",
 }
 
-Array = NDArray[np.generic]
-
 
 def describe(layer: Any, name: str | None = None) -> Description:
     """The specification that a built tf_keras layer obeys now, its layout, and copies of its arrays, bit for bit.
@@ -49,28 +45,27 @@ def describe(layer: Any, name: str | None = None) -> Description:
     """
     native = next((cls for cls in _METHODS if isinstance(layer, cls) and type(layer).call is cls.call), None)
     if native is None:
-        _refuse(layer, f"is a {type(layer).__name__} and none of {', '.join(cls.__name__ for cls in _METHODS)}", "give one")
+        refuse(layer, f"is a {type(layer).__name__} and none of {', '.join(cls.__name__ for cls in _METHODS)}", "give one")
     if not layer.built:
-        _refuse(layer, "is not built", "call it once, or build(input_shape), so that it has arrays")
+        refuse(layer, "is not built", "call it once, or build(input_shape), so that it has arrays")
     if native is _L.SpectralNormalization:
         return _wrapper(layer, name)
     if name is not None:
-        _refuse(layer, f"has no weight {name!r} that is normalized", "leave out the name")
+        refuse(layer, f"has no reparametrized weight {name!r}", "leave out the name")
     rank = len(layer._build_input_shape)
     axes = sorted(axis % rank for axis in (layer.axis if isinstance(layer.axis, Sequence) else [layer.axis]))
     sizes = tuple(layer._build_input_shape[axis] for axis in axes)
     method, framework = _METHODS[native], "tf_keras2"
     if getattr(layer, "renorm", False):
         method, framework = "batch_renorm", "keras"  # the same formula, which Keras took over
-    values = fields_of(layer, method, framework)
+    known: dict[str, Any] = {"shape": sizes} if native is _L.LayerNormalization else {"channels": sizes[0]}
+    if native is _L.LayerNormalization:
+        known |= {"scale": layer.gamma is not None, "offset": layer.beta is not None}
     if native is _L.BatchNormalization:
         _check_batch(layer, axes)
-        if method == "batch_norm":
-            values["running_variance"] = "unbiased" if layer.fused else "biased"
-    values |= {"shape": sizes} if native is _L.LayerNormalization else {"channels": sizes[0]}
-    if native is _L.LayerNormalization:
-        values |= {"scale": layer.gamma is not None, "offset": layer.beta is not None}
-    spec = spec_of(f"the layer {layer.name!r}", method, values)
+    if method == "batch_norm":
+        known["running_variance"] = "unbiased" if layer.fused else "biased"
+    spec = spec_of(layer, method, framework, **known)
     last = axes == list(range(rank - len(axes), rank))
     layout = Layout(
         axis=None if last else axes[0] if len(axes) == 1 else tuple(axes),
@@ -79,39 +74,37 @@ def describe(layer: Any, name: str | None = None) -> Description:
     )
     arrays: dict[str, Array] = {}
     for array in (*spec.parameters, *spec.state):
-        if array.name == "batches_tracked":
-            arrays[array.name] = np.zeros((), np.int64)
+        if array.name not in _ATTRIBUTES:
             continue
         variable = getattr(layer, _ATTRIBUTES[array.name])
         if variable is None:
-            _refuse(layer, f"has no weight for {array.name!r}, which build did not make", "say at construction what is learned")
+            refuse(layer, f"has no weight for {array.name!r}, which build did not make", "say at construction what is learned")
         # Over several axes it reads the numbers in the order of the input's axes.
         arrays[array.name] = np.array(variable.numpy()).reshape(array.shape)
-    return Description(spec, layout, arrays)
+    return described(spec, layout, arrays)
 
 
 def _check_batch(layer: Any, axes: Sequence[int]) -> None:
     if len(axes) > 1:
-        _refuse(layer, f"normalizes axis={list(axes)} together, for which no specification has a channel", "use one axis")
+        refuse(layer, f"normalizes axis={list(axes)} together, for which no specification has a channel", "use one axis")
     for option in ("virtual_batch_size", "adjustment"):
         if getattr(layer, option, None) is not None:
-            _refuse(layer, f"has {option}={getattr(layer, option)!r}, which no specification says", "leave it out")
+            refuse(layer, f"has {option}={getattr(layer, option)!r}, which no specification says", "leave it out")
 
 
 def _wrapper(wrapper: Any, name: str | None) -> Description:
     held, kernel = wrapper.layer, "kernel" if hasattr(wrapper.layer, "kernel") else "embeddings"
     if name not in (None, kernel):
-        _refuse(wrapper, f"does not normalize {name!r}, but {kernel}", "name this, or nothing")
-    # Its vectors are divided as those of tensorflow_addons are.
-    values = fields_of(wrapper, "spectral_norm", "tfa")
+        refuse(wrapper, f"does not normalize {name!r}, but {kernel}", "name this, or nothing")
     rows = last_axis_first(np.array(wrapper.kernel.numpy()))
-    spec = spec_of(f"the layer {wrapper.name!r}", "spectral_norm", values | {"shape": rows.shape})
-    arrays: dict[str, Array] = {"u": np.array(wrapper.vector_u.numpy()).reshape(-1), "weight": np.ascontiguousarray(rows)}
+    # Its vectors are divided as those of tensorflow_addons are.
+    spec = spec_of(wrapper, "spectral_norm", "tfa", shape=rows.shape)
+    arrays: dict[str, Array] = {"u": np.array(wrapper.vector_u.numpy()).reshape(-1), "weight": rows}
     holder = _settings(held, rows.shape)
     if holder is not None and holder.bias:
         arrays["bias"] = np.array(held.bias.numpy())
     axis = 1 if getattr(held, "data_format", None) == "channels_first" else None
-    return Description(spec, Layout(axis=axis, dtype=held.dtype_policy.name, holder=holder, name=kernel), arrays)
+    return described(spec, Layout(axis=axis, dtype=held.dtype_policy.name, holder=holder, name=kernel), arrays)
 
 
 def _settings(layer: Any, shape: tuple[int, ...]) -> Linear | None:
@@ -133,7 +126,3 @@ def _settings(layer: Any, shape: tuple[int, ...]) -> Linear | None:
         dilation=layer.dilation_rate,
         activation=activation,
     )
-
-
-def _refuse(layer: Any, what: str, remedy: str) -> NoReturn:
-    raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} {what}; {remedy}")

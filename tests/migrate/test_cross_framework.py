@@ -190,7 +190,7 @@ def test_from_keras_to_torch_and_back(case):
         ),
         (lambda: T.weight_norm(nn.Conv1d(4, 6, 3, padding=1, stride=2)), r"padding=\(\(1, 1\),\), where Keras pads by one"),
         (lambda: T.weight_norm(nn.ConvTranspose1d(4, 6, 3, 2, 1, 1)), "where Keras cuts off"),
-        (lambda: T.spectral_norm(nn.Linear(4, 6)).half(), "would be rounded by a layer that stores"),
+        (lambda: T.spectral_norm(nn.Linear(4, 6)).half(), "would not keep their dtypes in a layer that stores"),
     ],
 )
 def test_what_keras_has_no_means_for(module, message):

@@ -15,10 +15,10 @@ import crossnorm.tensorflow
 import crossnorm.torch
 from crossnorm import BatchNormSpec, MigrationError
 from crossnorm.migrate import parts, transfer
-from crossnorm.migrate._command import load_inputs, load_model, run
 from crossnorm.migrate._diff import diff
-from crossnorm.migrate._resemblance import resemblance
-from crossnorm.migrate._resemblance import swapped as swapped_arrays
+from crossnorm.migrate._diff.command import load_inputs, load_model, run
+from crossnorm.migrate._diff.resemblance import resemblance
+from crossnorm.migrate._diff.resemblance import swapped as swapped_arrays
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.standard_normal((5, 3, 8, 8)).astype("float32")
@@ -236,6 +236,7 @@ def test_what_arrays_have_in_common():
     one, other = np.array([1.0, 2, 3, 4]), np.array([5.0, 6, 7, 8])
     assert swapped_arrays({"scale": one, "offset": other}, {"scale": other, "offset": one}) == [("scale", "offset")]
     assert not swapped_arrays({"scale": one, "offset": other}, {"scale": other, "offset": other})
+    assert not swapped_arrays({"scale": one, "offset": other}, {"scale": 2 * one, "offset": one})
     assert not swapped_arrays({"scale": one, "offset": one}, {"scale": one, "offset": one})
     for array, words in {
         (2.0, 4, 6, 8): "is 2 times the other",
@@ -478,6 +479,25 @@ def test_an_activation_inside_a_layer_is_the_same_as_one_behind_it():
     named(found, f"{model.layers[1].name}/2", f"relu in a and no activation in b, behind {model.layers[0].name}")
 
 
+def test_padding_inside_a_layer_is_the_same_as_before_it():
+    source = shuffled(nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.Flatten(), nn.Linear(64, 2)))
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.ZeroPadding2D(1), layers.Conv2D(4, 3, 2), layers.Flatten(), layers.Dense(2)]
+    )
+    transfer(source, model, inputs=IMAGES)
+    for found in (diff(source, model, IMAGES), diff(model, source)):
+        assert not found, str(found)
+    uneven = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 4, 3, 2), *source[1:])
+    uneven[1].load_state_dict(source[0].state_dict())
+    same = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, 2, padding="same"), *model.layers[2:]])
+    same.layers[0].set_weights(model.layers[1].get_weights())
+    assert not diff(uneven, same, IMAGES)
+    named(diff(source, same, IMAGES, step=False), f"0/{same.layers[0].name}", "padding ((1, 1), (1, 1)) against same")
+    kernel = same.layers[0].kernel
+    kernel.assign(-kernel)
+    named(diff(uneven, same, IMAGES, step=False), f"1/{same.layers[0].name}", "weight has the opposite sign")
+
+
 def test_a_stacked_recurrent_module_is_several_layers():
     source = shuffled(nn.Sequential(nn.Embedding(11, 8), Last(nn.GRU(8, 6, 2, batch_first=True)), nn.Linear(6, 2)))
     inputs = keras.Input((6,), dtype="int64")
@@ -616,6 +636,36 @@ def test_what_diff_refuses():
         diff(IMAGE, copy.deepcopy(IMAGE), IMAGES, pairs={"nobody": "1"})
     with pytest.raises(MigrationError, match="neither a torch module nor a Keras"):
         diff(IMAGE, "model", IMAGES)
+
+
+class Branches(nn.Module):
+    """Two branches, called in either order, with names that tell nothing."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.turn = turn
+        names = ("long", "norm", "short", "head") if turn else ("a", "b", "c", "d")
+        self.names = names
+        made = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 3)
+        for name, module in zip(names, made, strict=True):
+            self.add_module(name, module)
+
+    def forward(self, x):
+        first, norm, short, head = (getattr(self, name) for name in self.names)
+        if self.turn:
+            side = short(x)
+            return head(norm(first(x)) + side)
+        return head(norm(first(x)) + short(x))
+
+
+def test_branches_that_are_called_in_another_order():
+    a, b = shuffled(Branches(False)), Branches(True).eval()
+    b.load_state_dict(dict(zip(b.state_dict(), a.state_dict().values(), strict=True)))
+    found = diff(a, b, IMAGES)
+    assert not found, str(found)
+    assert [row.name for row in found.rows] == ["a/long", "b/norm", "c/short", "d/head", "output"]
+    b.norm.eps = 0.1
+    named(diff(a, b, IMAGES, step=False), "b/norm", "eps 1e-05 against 0.1")
 
 
 def test_pairs_that_the_user_names():

@@ -155,7 +155,11 @@ def turned_back(output, arrays):
 def randomized(found):
     random = np.random.default_rng(2)
     for part in found:
-        drawn = {name: random.uniform(-1, 1, part.arrays[name].shape) for name, held in part.variables.items() if held}
+        drawn = {
+            name: random.uniform(-1, 1, part.arrays[name].shape)
+            for name, held in part.variables.items()
+            if held and name != "batches_tracked"
+        }
         part.write({name: np.square(array) if name == "running_variance" else array for name, array in drawn.items()})
 
 

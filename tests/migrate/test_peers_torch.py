@@ -167,7 +167,7 @@ REFUSED = {
     "frozen": (lambda: layers.FrozenBatchNormAct2d(4, **PLAIN), "no normalization layer"),
     "simple": (lambda: layers.SimpleNorm(4), "no normalization layer"),
     "evo": (lambda: layers.EvoNorm2dS0(4, groups=2), "no normalization layer"),
-    "subclass": (lambda: Changed(4), "changes what its base computes"),
+    "subclass": (lambda: Changed(4), "changes what its base class computes"),
     "twice": (lambda: nn.utils.parametrizations.weight_norm(layers.StdConv2d(4, 6, 3)), "normalizes weight twice"),
 }
 

@@ -161,7 +161,7 @@ def test_what_is_trainable_the_dtype_and_the_compilation_survive():
     new = convert(model, rules.ours())
     assert [layer.trainable for layer in new.layers] == [False, False]
     assert new.layers[0].dtype_policy.name == "mixed_float16"
-    assert type(new.optimizer) is keras.optimizers.Adam
+    assert isinstance(new.optimizer, keras.optimizers.Adam)
 
 
 def test_wrapped_layers():

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import keras
 
-from crossnorm.errors import MigrationError, Unsupported
-
+from .._natives import inexpressible, refuse
 from .._settings import Linear
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -31,17 +30,14 @@ def computes_as(layer: keras.layers.Layer, native: type[keras.layers.Layer]) -> 
     return "__call__" not in own and not {name for name in own - _HARMLESS if not name.startswith("__")}
 
 
-def check_built(layer: keras.layers.Layer) -> None:
-    """Refuse layers without arrays, and those that do not compute with their arrays as they are stored."""
+def check_present(layer: keras.layers.Layer) -> None:
+    """Refuse a layer without arrays, and one that does not compute with its arrays as they are stored."""
     if not layer.built:
-        remedy = "call it once, or build(input_shape), so that it has arrays"
-        raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} is not built; {remedy}")
+        refuse(layer, "is not built", "call it once, or build(input_shape), so that it has arrays")
     if getattr(layer, "quantization_mode", None) is not None:
-        what = f"is quantized to {layer.quantization_mode}; move the layer before it is quantized"
-        raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} {what}")
+        refuse(layer, f"is quantized to {layer.quantization_mode}", "move the layer before it is quantized")
     if getattr(layer, "lora_enabled", False):
-        what = "adapts its kernel by LoRA; move a layer without lora_rank"
-        raise MigrationError(f"crossnorm.migrate: the layer {layer.name!r} {what}")
+        refuse(layer, "adapts its kernel by LoRA", "move a layer without lora_rank")
 
 
 def settings_of(layer: keras.layers.Layer, name: str | None = None) -> Linear | None:
@@ -59,7 +55,7 @@ def settings_of(layer: keras.layers.Layer, name: str | None = None) -> Linear | 
     native = next((native for native in _NATIVES if computes_as(layer, native)), None)
     if native is None or (native in _SEPARABLE and name not in ("depthwise_kernel", "pointwise_kernel")):
         return None
-    check_built(layer)
+    check_present(layer)
     held: Any = layer
     if native is keras.layers.Embedding:
         return Linear(kind="embedding", shape=tuple(held.embeddings.shape))
@@ -113,9 +109,9 @@ def layer_of(
         return keras.layers.Dense(outer, **options), (None, inner)
     rank, transposed = len(kernel), settings.kind == "transposed_convolution"
     if settings.padding_mode != "zeros":
-        _refuse(settings, "padding_mode", "adds zeros only: pad the input yourself")
+        inexpressible(settings, "padding_mode", "Keras adds zeros only: pad the input yourself")
     if transposed and settings.groups != 1:
-        _refuse(settings, "groups", "has no groups")
+        inexpressible(settings, "groups", "Keras has no groups")
     options |= {"strides": settings.stride, "dilation_rate": settings.dilation, "data_format": data_format}
     inputs = outer if transposed else inner * settings.groups
     if transposed:
@@ -173,7 +169,7 @@ def _word(settings: Linear, words: Sequence[str]) -> str:
     for word in words:
         if replace(settings, padding=word) == settings:
             return word
-    _refuse(settings, "padding", f"pads by one of the words {', '.join(words)}: pad the input yourself")
+    inexpressible(settings, "padding", f"Keras pads by one of the words {', '.join(words)}: pad the input yourself")
 
 
 def _cutting(settings: Linear) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def _cutting(settings: Linear) -> dict[str, Any]:
         given = output_padding or (None,) * len(kernel)
         if fits[word] and _net(*_cut(kernel, stride, dilation, word, given)) == net:
             return {"padding": word, "output_padding": output_padding}
-    _refuse(settings, "padding", "cuts off by the words 'valid' and 'same': crop the output yourself")
+    inexpressible(settings, "padding", "Keras cuts off by the words 'valid' and 'same': crop the output yourself")
 
 
 def _net(cut: Any, added: Sequence[int]) -> Amounts:
@@ -215,10 +211,5 @@ def _activation(function: Any) -> str:
 
 def _known_activation(settings: Linear) -> str:
     if not callable(getattr(keras.activations, settings.activation, None)):
-        _refuse(settings, "activation", "has no such function: give the layer yourself by holder=")
+        inexpressible(settings, "activation", "Keras has no such function: give the layer yourself by holder=")
     return settings.activation
-
-
-def _refuse(settings: Linear, field: str, reason: str) -> NoReturn:
-    kind, value = settings.kind.replace("_", " "), getattr(settings, field)
-    raise Unsupported(f"crossnorm.migrate: a {kind} with {field}={value!r}, where Keras {reason}")

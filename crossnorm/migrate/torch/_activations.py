@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import crossnorm.torch as ours
-from crossnorm.errors import SpecError, Unsupported
-from crossnorm.spec import PEERS, SPECS, NormSpec
+from crossnorm.spec import SPECS, NormSpec
 from crossnorm.torch import _base, batch_renorm, filter_response_norm, rms_norm, switchable_norm
 
-from .._description import Layout
-from ._held import Held, check_present, dtype_name, refuse
+from .._description import Description, Layout
+from .._held import Held
+from .._natives import arguments_of, inexpressible, native_lacks, obeyed, refuse, spec_of
+from ._held import Place, check_present, dtype_name
 from .linear import computes_as
 
 # The attribute behind each array; natives and ours agree.
@@ -25,7 +25,7 @@ _PRESENT = {"scale": "scale", "offset": "offset", "threshold": "threshold", "tra
 
 
 class _Known(NamedTuple):
-    """A native class: whose preset has its words, its number of spatial dimensions, its channel if that is elsewhere."""
+    """A native class: the preset that describes it, its spatial dimensions, its channel's axis if that is given."""
 
     method: str
     peer: str = "torch"
@@ -74,17 +74,21 @@ def look(layer: nn.Module) -> Held | None:
     if getattr(layer, "track_running_stats", None) not in (None, "running_mean" in tensors):
         there = "beside" if "running_mean" in tensors else "without"
         refuse(layer, f"has track_running_stats={layer.track_running_stats} {there} running statistics", "keep both or none")
-    try:
-        spec = layer.spec if isinstance(layer, _base.Layer) else _spec(layer, known, tensors)
-        parameters = {array.name for array in spec.parameters}
-        spec.check_arrays(
-            {name: tensor for name, tensor in tensors.items() if name in parameters},
-            {name: tensor for name, tensor in tensors.items() if name not in parameters},
-        )
-    except (SpecError, TypeError) as error:
-        refuse(layer, f"has attributes that no specification allows ({error})", "set them right")
+    spec = obeyed(layer, lambda: _checked(layer, known, tensors))
     layout = Layout(axis=known.axis, rank=known.rank, dtype=dtype_name(tensors))
-    return Held(spec, layout, tensors)
+    places = {array.name: Place(tensors[array.name], array.shape) for array in (*spec.parameters, *spec.state)}
+    return Held(layer, spec, layout, places)
+
+
+def _checked(layer: Any, known: _Known, tensors: dict[str, Tensor]) -> NormSpec:
+    """The specification, whose arrays are those that are there."""
+    spec: NormSpec = layer.spec if isinstance(layer, _base.Layer) else _spec(layer, known, tensors)
+    parameters = {array.name for array in spec.parameters}
+    spec.check_arrays(
+        {name: tensor for name, tensor in tensors.items() if name in parameters},
+        {name: tensor for name, tensor in tensors.items() if name not in parameters},
+    )
+    return spec
 
 
 def _known(layer: nn.Module) -> _Known | None:
@@ -98,7 +102,7 @@ def _known(layer: nn.Module) -> _Known | None:
             return known
     if normalizes(layer):
         check_present(layer, {})
-        refuse(layer, "changes what its base computes, and no specification says how", "give a layer of a class that is known")
+        refuse(layer, "changes what its base class computes", "give a layer of a class that is known")
     return None
 
 
@@ -141,86 +145,58 @@ def _does_nothing(module: Any) -> bool:
     return module is None or isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and module.p == 0)
 
 
-def _spec(layer: Any, known: _Known, tensors: dict[str, Tensor]) -> NormSpec:
-    """What a native obeys: the presets say which attribute is which field, and what it does where it has no attribute."""
-    peer, cls = PEERS[known.method][known.peer], SPECS[known.method]
-    values = dict(peer.fields)
-    for name, argument in peer.arguments.items():
-        if hasattr(layer, argument.name):
-            values[name] = argument.native(getattr(layer, argument.name))
-    for name, role in _PRESENT.items():
-        if hasattr(cls, name):
-            values[name] = role in tensors
-    if known.method == "filter_response_norm":
-        values |= {"channels": tensors["scale"].numel(), "threshold": "channel" if values["threshold"] else None}
-    if known.method == "instance_norm" and layer.momentum is None:
-        values["decay"] = 1.0  # it never updates, where batch norm averages all batches
-    if known.method == "rms_norm":
-        values["eps"] = rms_norm.resolved(layer.eps, tensors["scale"].dtype if "scale" in tensors else torch.float32)
-    return cls(**values)
+def _spec(layer: Any, native: _Known, tensors: dict[str, Tensor]) -> NormSpec:
+    """What a native obeys: what is there decides, and not what a flag says."""
+    cls = SPECS[native.method]
+    known: dict[str, Any] = {field: array in tensors for field, array in _PRESENT.items() if hasattr(cls, field)}
+    if native.method == "filter_response_norm":
+        known |= {"channels": tensors["scale"].numel(), "threshold": "channel" if known["threshold"] else None}
+    if native.method == "instance_norm" and layer.momentum is None:
+        known["decay"] = 1.0  # it never updates, where batch norm averages all batches
+    if native.method == "rms_norm":
+        known["eps"] = rms_norm.resolved(layer.eps, tensors["scale"].dtype if "scale" in tensors else torch.float32)
+    return spec_of(layer, native.method, native.peer, **known)
 
 
 # Putting together.
 
 
-def make(spec: NormSpec, layout: Layout, native: bool) -> nn.Module:
-    """A layer of the specification, whose arrays have to be filled."""
+def make(description: Description, native: bool) -> Held:
+    """A layer of the specification, taken apart, for its arrays to be filled."""
+    spec, layout, _ = description
     _check_axis(spec, layout)
     rank = layout.rank
     if isinstance(ours._LAYERS[spec.method], dict):
         rank = {None: 2, 0: 1}.get(rank, rank)
         if rank not in (1, 2, 3):
-            raise Unsupported(f"crossnorm.migrate: torch has {spec.method} for 1, 2 or 3 spatial dimensions, not for {rank}")
-    if not native:
-        layer: nn.Module = ours.layer(spec, rank=rank)
-        return layer
-    cls: Any = _NATIVES.get((spec.method, rank if (spec.method, 2) in _NATIVES else None))
-    if cls is None:
-        raise Unsupported(f"crossnorm.migrate: torch.nn has no {spec.method}; take ours: leave native out")
-    _check_native(spec)
-    arguments = PEERS[spec.method]["torch"].arguments
-    made: nn.Module = cls(**{argument.name: argument.native(getattr(spec, name)) for name, argument in arguments.items()})
-    return made
+            inexpressible(spec, "rank", "torch has layers for 1, 2 or 3 spatial dimensions", layout)
+    if native:
+        arguments = _native_arguments(spec)
+        layer = _NATIVES[spec.method, rank if (spec.method, 2) in _NATIVES else None](**arguments)
+    else:
+        layer = ours.layer(spec, rank=rank)
+    held: Any = look(layer)
+    return held
 
 
 def _check_axis(spec: NormSpec, layout: Layout) -> None:
     """A channel may be anywhere in the layer that was described, as torch has it at 1; normalized axes have to be the last."""
     axes = layout.axis if isinstance(layout.axis, tuple) else () if layout.axis is None else (layout.axis,)
-    count = len(spec.parameter_shape)
     if hasattr(spec, "channels"):
         if len(axes) > 1 or 0 in axes:
-            raise Unsupported(
-                f"crossnorm.migrate: {spec.method} with axis={layout.axis}, where torch has one channel, at axis 1"
-            )
+            inexpressible(spec, "axis", "torch has one channel, at axis 1", layout)
         return
-    last = tuple(range(-count, 0))
+    last = tuple(range(-len(spec.parameter_shape), 0))
     from_front = () if layout.rank is None else tuple(layout.rank + 2 + axis for axis in last)
     if axes and tuple(sorted(axes)) not in (last, from_front):
-        raise Unsupported(
-            f"crossnorm.migrate: {spec.method} with axis={layout.axis} and rank={layout.rank}, where torch normalizes the last "
-            f"axes, {last}; permute the input"
-        )
+        inexpressible(spec, "axis", f"torch normalizes the last axes, {last}; permute the input", layout)
 
 
-def check_fields(spec: NormSpec, peer: str, free: tuple[str, ...] = ()) -> None:
-    """Refuse a convention that a native has fixed otherwise; the ``free`` fields do not matter."""
-    words = PEERS[spec.method][peer]
-    for field in fields(spec):
-        fixed, value = words.fields.get(field.name, field.default), getattr(spec, field.name)
-        if field.name not in (*words.arguments, *free) and value != fixed:
-            inexpressible(spec, field.name, f"{words.name} has {fixed!r}")
-
-
-def inexpressible(spec: NormSpec, field: str, reason: str) -> Any:
-    value = getattr(spec, field)
-    raise Unsupported(f"crossnorm.migrate: {spec.method} with {field}={value!r}, where {reason}; take ours: leave native out")
-
-
-def _check_native(spec: Any) -> None:
-    check_fields(spec, "torch", () if getattr(spec, "tracked", False) else ("running_variance",))
+def _native_arguments(spec: Any) -> dict[str, Any]:
+    """The constructor's; a convention that torch.nn has no means for is Unsupported."""
     if getattr(spec, "offset", False) and not spec.scale:
-        inexpressible(spec, "offset", "torch.nn has an offset with a scale only")
-    if spec.method == "instance_norm" and spec.tracked and spec.decay is None:
-        inexpressible(spec, "decay", "torch.nn.InstanceNorm has no average of all batches")
+        native_lacks(spec, "offset", "torch.nn has an offset with a scale only")
     if spec.method == "batch_norm" and spec.eps == 0:
-        inexpressible(spec, "eps", "torch.nn.BatchNorm wants more in training")
+        native_lacks(spec, "eps", "torch.nn.BatchNorm wants more in training")
+    # No decay is batch norm's average of all batches; instance norm has none.
+    return arguments_of(spec, "torch", free=("decay",) if spec.method == "batch_norm" else ())

@@ -1,62 +1,41 @@
-"""A normalization layer taken apart: its specification, and the live tensors behind its arrays."""
+"""The tensors behind the arrays of a normalization layer, and their numbers as NumPy has them."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from crossnorm.errors import MigrationError
-from crossnorm.spec import NormSpec
 from crossnorm.torch._weight import swap
 
-from .._description import BFLOAT16, COUNTERS, FLOATING, Layout
+from .._description import BFLOAT16, COUNTERS, FLOATING
+from .._held import Array, Held
+from .._natives import refuse
 
 _DTYPES = [getattr(torch, name) for name in (*FLOATING, *COUNTERS)]
 
 
-class Held(NamedTuple):
-    """What is behind a layer's arrays.
+@dataclass(frozen=True)
+class Place:
+    """An array in a tensor; ``groups``: of a weight whose rows are not first, see `crossnorm.torch._weight.swap`."""
 
-    Attributes:
-        spec, layout: as in a description.
-        variables: the live tensors, in the shapes in which torch stores them.
-        groups: of a reparametrized weight whose rows are not first: within each group rows and columns trade places.
-        refresh: to be called once the tensors have changed.
-    """
-
-    spec: NormSpec
-    layout: Layout
-    variables: dict[str, Tensor]
+    variable: Tensor
+    shape: tuple[int, ...]
     groups: int | None = None
-    refresh: Callable[[], Any] = lambda: None
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Copies, in the order and the shapes of the specification."""
-        shapes = {array.name: array.shape for array in (*self.spec.parameters, *self.spec.state)}
-        order = [*shapes, *(name for name in ("weight", "bias") if name in self.variables)]
-        values = {name: self._swapped(name, self.variables[name].detach()) for name in order}
-        return {name: _array(tensor.reshape(shapes.get(name, tensor.shape))) for name, tensor in values.items()}
+    def read(self) -> Array:
+        return _array(swap(self.variable.detach(), self.groups).reshape(self.shape))
 
-    def stored(self, name: str, array: Any) -> Tensor:
-        """An array as torch stores it, on the device of the tensor that is there."""
-        there, tensor = self.variables[name], _tensor(array)
-        tensor = self._swapped(name, tensor) if name == "weight" else tensor.reshape(there.shape)
-        return tensor.contiguous().to(there.device)
-
-    def _swapped(self, name: str, tensor: Tensor) -> Tensor:
-        return swap(tensor, self.groups) if name == "weight" else tensor
-
-
-def refuse(layer: Any, what: str, remedy: str) -> NoReturn:
-    raise MigrationError(f"crossnorm.migrate: {type(layer).__name__} {what}; {remedy}")
+    def write(self, array: Array) -> None:
+        with torch.no_grad():
+            self.variable.copy_(swap(_tensor(array), self.groups).reshape(self.variable.shape))
 
 
 def check_present(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Refuse a layer whose tensors have no numbers that NumPy has."""
+    """Refuse a layer without arrays, and one whose arrays NumPy cannot hold."""
     if isinstance(layer, LazyModuleMixin) or any(map(nn.parameter.is_lazy, tensors.values())):
         refuse(layer, "has no arrays yet", "call it once, so that it learns the sizes of its input")
     for name, tensor in tensors.items():
@@ -64,7 +43,7 @@ def check_present(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
             refuse(
                 layer,
                 f"has a {name} of {tensor.dtype} on {tensor.device} ({tensor.layout})",
-                f"give it numbers of {', '.join(FLOATING)}",
+                f"make it a dense tensor with values, of {', '.join(FLOATING)}",
             )
 
 
@@ -74,7 +53,14 @@ def dtype_name(tensors: dict[str, Tensor]) -> str:
     return next(names, "float32")
 
 
-def _array(tensor: Tensor) -> NDArray[np.generic]:
+def take_dtypes(held: Held, arrays: Mapping[str, Array]) -> None:
+    """Give the tensors of a new layer the dtypes of the arrays that they are to hold."""
+    for name, array in arrays.items():
+        tensor = held.places[name].variable
+        tensor.data = tensor.data.to(_tensor(array).dtype)
+
+
+def _array(tensor: Tensor) -> Array:
     tensor = tensor.cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().copy().view(BFLOAT16)

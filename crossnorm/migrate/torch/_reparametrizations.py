@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,14 +12,16 @@ from torch.nn.utils.spectral_norm import SpectralNorm as SpectralHook
 from torch.nn.utils.weight_norm import WeightNorm as WeightHook
 
 import crossnorm.torch as ours
-from crossnorm.errors import SpecError, Unsupported
-from crossnorm.spec import PEERS, SPECS, WeightSpec
+from crossnorm.errors import Unsupported
+from crossnorm.spec import WeightSpec
 from crossnorm.torch._weight import Reparametrization, groups_of, swap
 
-from .._description import Layout
+from .._description import Description, Layout
+from .._held import Array, Held
+from .._natives import arguments_of, inexpressible, native_lacks, obeyed, refuse, spec_of
 from .._settings import Linear
-from ._activations import check_fields, inexpressible, normalizes
-from ._held import Held, check_present, dtype_name, refuse
+from ._activations import normalizes
+from ._held import Place, check_present, dtype_name
 from .linear import computes_as, convolution_settings, module_of, settings_of
 
 _HOOKS = (SpectralHook, WeightHook)
@@ -30,7 +32,7 @@ _TIMM = {
     "ScaledStdConv2dSame": "timm_scaled",
 }
 # How arrays start, which does not matter once they are filled; and the rows, which torch chooses by ``dim``.
-_FREE = ("shape", "warm_up", "initial_scale", "transposed_row", "depthwise_row", "embedding_row")
+_FREE = ("warm_up", "initial_scale", "transposed_row", "depthwise_row", "embedding_row")
 
 
 class _Found(NamedTuple):
@@ -62,17 +64,17 @@ def look(layer: nn.Module, name: str | None) -> Held | None:
     if name == "weight" and bias is not None:
         found.variables["bias"] = bias
     check_present(layer, found.variables)
-    try:
-        spec, groups = _spec(layer, name, found)
-    except (SpecError, TypeError) as error:
-        refuse(layer, f"has attributes that no specification allows ({error})", "set them right")
-    wanted = {array.name: math.prod(array.shape) for array in (*spec.parameters, *spec.state)}
+    spec, groups = obeyed(layer, lambda: _spec(layer, name, found))
+    shapes = {array.name: array.shape for array in (*spec.parameters, *spec.state)}
+    wanted = {role: math.prod(shape) for role, shape in shapes.items()}
     sizes = {role: tensor.numel() for role, tensor in found.variables.items() if role not in ("weight", "bias")}
     if sizes != wanted:
         refuse(layer, f"has arrays of {sizes} numbers, where its {spec.method} wants {wanted}", "reparametrize it anew")
     holder = _holder(layer) if name == "weight" else None
     layout = Layout(dtype=dtype_name({"weight": found.variables["weight"]}), holder=holder, name=name)
-    return Held(spec, layout, found.variables, groups, found.refresh)
+    places = {role: Place(tensor, shapes.get(role, tuple(tensor.shape))) for role, tensor in found.variables.items()}
+    places["weight"] = Place(found.variables["weight"], spec.shape, groups)
+    return Held(layer, spec, layout, places, found.refresh)
 
 
 def _names(layer: nn.Module) -> list[str]:
@@ -139,22 +141,16 @@ def _spec(layer: Any, name: str, found: _Found) -> tuple[WeightSpec, int | None]
         else "spectral_norm" if "u" in found.variables
         else "weight_norm"
     )  # fmt: skip
-    cls: Any = SPECS[method]
-    peer, raw = PEERS[method][found.peer], found.variables["weight"]
-    values = dict(peer.fields)
-    for field, argument in peer.arguments.items():
-        if hasattr(found.rule, argument.name):
-            values[field] = argument.native(getattr(found.rule, argument.name))
-    if method == "weight_standardization":
-        if "gain" in peer.arguments:
-            values["gain"] = _gain(found.rule.scale, raw[0].numel())
-        return cls(shape=tuple(raw.shape), **values), None
-    dim = found.rule.dim
+    raw = found.variables["weight"]
+    known: dict[str, Any] = {"shape": tuple(raw.shape)}
+    if found.peer == "timm_scaled":
+        known["gain"] = _gain(found.rule.scale, raw[0].numel())
     if method == "weight_norm":
-        values["norm_over"] = "whole" if dim == -1 else "row"
-    if values.get("norm_over") != "whole":
-        values |= _rows(layer, name, dim if dim >= 0 else dim + raw.dim())
-    spec = cls(shape=tuple(raw.shape), **values)
+        known["norm_over"] = "whole" if found.rule.dim == -1 else "row"
+    if method != "weight_standardization" and known.get("norm_over") != "whole":
+        dim = found.rule.dim
+        known |= _rows(layer, name, dim if dim >= 0 else dim + raw.dim())
+    spec: Any = spec_of(found.rule, method, found.peer, **known)
     groups = groups_of(layer, name, spec.transposed_row, spec.embedding_row)
     return spec.replace(shape=tuple(swap(raw, groups).shape)), groups
 
@@ -192,10 +188,11 @@ def _holder(layer: Any) -> Linear | None:
 # Putting together.
 
 
-def make(spec: WeightSpec, layout: Layout, arrays: dict[str, Any], native: bool, holder: Any) -> tuple[nn.Module, Held]:
-    """A module with a reparametrized weight, and the same taken apart, for its arrays to be filled."""
-    if native:
-        _check_native(spec)
+def make(description: Description, native: bool, holder: nn.Module | None) -> Held:
+    """A module with a reparametrized weight, taken apart, for its arrays to be filled."""
+    spec: Any = description.spec
+    layout, arrays = description.layout, description.arrays
+    arguments = _native_arguments(spec) if native else {}
     if holder is None:
         module, name = _new_holder(spec, layout), "weight"
     else:
@@ -204,27 +201,29 @@ def make(spec: WeightSpec, layout: Layout, arrays: dict[str, Any], native: bool,
         _check_holder(spec, layout, arrays, holder, name)
     groups = groups_of(module, name, spec.transposed_row, spec.embedding_row)
     if native:
-        if groups not in (None, 1) and getattr(spec, "norm_over", "row") == "row":
-            inexpressible(spec, "transposed_row", "torch's groups share their rows")
-        _reparametrize_natively(module, name, spec, 0 if groups is None else 1)
+        whole = getattr(spec, "norm_over", "row") == "whole"
+        if groups not in (None, 1) and not whole:
+            native_lacks(spec, "transposed_row", "torch's groups share their rows")
+        arguments["dim"] = None if whole else 0 if groups is None else 1
+        functions: Any = nn.utils if _native_peer(spec) == "torch_hook" else parametrizations
+        getattr(functions, spec.method)(module, name, **arguments)
     elif spec.method == "spectral_norm":
         # The vectors are at hand: nothing has to be warmed up.
         ours.layer(spec.replace(warm_up=0), module=module, name=name)
-        module.parametrizations[name][0].warm_up = spec.warm_up  # type: ignore[index, union-attr, attr-defined]
+        module.parametrizations[name][0].warm_up = spec.warm_up  # type: ignore[index, union-attr]
     else:
         ours.layer(spec, module=module, name=name)
-    held = look(module, name)
-    return module, held._replace(groups=groups)  # type: ignore[union-attr]
+    held: Any = look(module, name)
+    # A whole weight is normalized alike whatever its rows are: those of the description count.
+    weight = Place(held.places["weight"].variable, spec.shape, groups)
+    return Held(module, spec, held.layout, {**held.places, "weight": weight}, held.refresh)
 
 
 def _new_holder(spec: WeightSpec, layout: Layout) -> nn.Module:
     if layout.holder is None:
         refuse(spec, "has a layout without holder", "give the module whose weight it normalizes: holder=")
     if layout.holder.kind == "convolution" and spec.shape != layout.holder.shape:
-        raise Unsupported(
-            f"crossnorm.migrate: {spec.method} with depthwise_row={spec.depthwise_row!r}, where a depthwise convolution of "
-            "torch has a row for each output"
-        )
+        inexpressible(spec, "depthwise_row", "a depthwise convolution of torch has a row for each output")
     try:
         return module_of(layout.holder)
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
@@ -233,41 +232,35 @@ def _new_holder(spec: WeightSpec, layout: Layout) -> nn.Module:
         refuse(layout.holder, f"makes no module ({error})", "set its fields right")
 
 
-def _check_holder(spec: WeightSpec, layout: Layout, arrays: dict[str, Any], holder: Any, name: str) -> None:
+def _check_holder(spec: WeightSpec, layout: Layout, arrays: Mapping[str, Array], holder: Any, name: str) -> None:
     """A live module has the parameter, with the rows that are promised, and a bias if there is one."""
     raw = holder._parameters.get(name) if isinstance(holder, nn.Module) else None
     if raw is None or nn.parameter.is_lazy(raw):
         refuse(holder, f"has no parameter {name!r} that can be reparametrized", "give a module that has it, with its sizes")
     rows = tuple(swap(raw, groups_of(holder, name, spec.transposed_row, spec.embedding_row)).shape)
-    settings = settings_of(holder)
-    kinds = {part.kind for part in (settings, layout.holder) if part is not None}
-    if rows != spec.shape or len(kinds) > 1:
-        what = f"holds, rows first, a weight of shape {rows}"
-        refuse(holder, what, f"{spec.method} is of shape {spec.shape}: give the kind of layer that was described")
+    kinds = {part.kind for part in (settings_of(holder), layout.holder) if part is not None}
     bias = holder._parameters.get("bias") if name == "weight" else None
     there, given = (None if array is None else tuple(array.shape) for array in (bias, arrays.get("bias")))
-    if there != given:
-        refuse(holder, f"has a bias of shape {there}, and the description one of {given}", "give a module with the same")
+    what = None
+    if rows != spec.shape or len(kinds) > 1:
+        what = f"holds a {name!r} of shape {rows}, rows first, and {spec.method} is of shape {spec.shape}"
+    elif there != given:
+        what = f"has a bias of shape {there}, and the description one of {given}"
+    if what is not None:
+        refuse(holder, what, "give the kind of layer that was described")
 
 
-def _check_native(spec: Any) -> None:
-    if "torch" not in PEERS[spec.method]:
-        raise Unsupported(f"crossnorm.migrate: torch has no {spec.method}; take ours: leave native out")
-    check_fields(spec, _native_peer(spec), _FREE)
+def _native_arguments(spec: Any) -> dict[str, Any]:
+    """Those of torch's function, but for ``dim``; a convention that it has no means for is Unsupported."""
+    peer = _native_peer(spec)
+    arguments = arguments_of(spec, peer, _FREE)
     if getattr(spec, "iterations", 1) == 0:
-        inexpressible(spec, "iterations", "torch makes one at least")
-    if _native_peer(spec) == "torch" and spec.method == "spectral_norm" and len(spec.shape) == 1:
-        inexpressible(spec, "shape", "torch divides a weight of one dimension by its norm")
+        native_lacks(spec, "iterations", "torch makes one at least")
+    if peer == "torch" and spec.method == "spectral_norm" and len(spec.shape) == 1:
+        native_lacks(spec, "shape", "torch divides a weight of one dimension by its norm")
+    return arguments
 
 
 def _native_peer(spec: Any) -> str:
     """torch's parametrization starts its iterations with u, its old hook with v."""
     return "torch_hook" if getattr(spec, "iteration_order", "u_first") == "v_first" else "torch"
-
-
-def _reparametrize_natively(module: nn.Module, name: str, spec: Any, dim: int) -> None:
-    if spec.method == "spectral_norm":
-        native: Any = nn.utils if _native_peer(spec) == "torch_hook" else parametrizations
-        native.spectral_norm(module, name, n_power_iterations=spec.iterations, eps=spec.eps, dim=dim)
-    else:
-        parametrizations.weight_norm(module, name, dim=None if spec.norm_over == "whole" else dim)  # type: ignore[arg-type]

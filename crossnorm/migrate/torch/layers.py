@@ -1,88 +1,66 @@
 """Torch's normalization layers and reparametrized modules, timm's and ours: described, built, written, as live tensors."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossnorm.spec import WeightSpec
 
-from .._description import Description, checked
+from .._description import Description
+from .._held import Array, Held
+from .._natives import refuse
 from . import _activations, _reparametrizations
-from ._held import Held, check_present, refuse
+from ._held import check_present, take_dtypes
 
 
 def describe(layer: nn.Module, name: str | None = None) -> Description:
     """See `crossnorm.migrate.describe`."""
-    held = _held(layer, name)
-    return checked(held.spec, held.layout, held.arrays(), "describe")
+    return _look(layer, name).describe()
 
 
-def build(description: Description, native: bool = False, holder: Any = None) -> nn.Module:
-    """See `crossnorm.migrate.build`."""
-    spec, layout, arrays = description
+def build(description: Description, native: bool = False, holder: nn.Module | None = None) -> nn.Module:
+    """See `crossnorm.migrate.build`. The layer takes the dtypes of the arrays."""
+    spec, _, arrays = description
     if isinstance(spec, WeightSpec):
-        layer, held = _reparametrizations.make(spec, layout, arrays, native, holder)
-    elif holder is not None:
-        refuse(holder, f"is the holder of {spec.method}, which is a layer of its own", "leave holder out")
+        held = _reparametrizations.make(description, native, holder)
     else:
-        layer = _activations.make(spec, layout, native)
-        held = _held(layer, None)
-    for role, array in arrays.items():
-        held.variables[role].data = held.stored(role, array)  # data: the array's dtype as well
-    held.refresh()
-    return layer
+        held = _activations.make(description, native)
+    take_dtypes(held, arrays)
+    held.fill(arrays)
+    module: nn.Module = held.layer
+    return module
 
 
-def write(layer: nn.Module, arrays: Mapping[str, NDArray[np.generic]], name: str | None = None) -> None:
-    """Overwrite a layer's arrays in place, by the names of its description; its dtypes and devices stay.
+def write(layer: nn.Module, arrays: Mapping[str, Array], name: str | None = None) -> None:
+    """See `crossnorm.migrate._held.Held.write`.
 
-    Args:
-        layer: what `describe` describes.
-        arrays: some or all, in the specification's shapes.
-        name: of the reparametrized weight, where a module has several.
-
-    Raises:
-        MigrationError: no such layer; an array that it does not have, or of another shape. Nothing was written.
-
+    >>> import numpy as np
     >>> layer = nn.LayerNorm(2)
-    >>> write(layer, {"scale": np.array([2.0, 3.0])})
+    >>> write(layer, {"scale": np.array([2.0, 3.0], np.float32)})
     >>> layer.weight
     Parameter containing:
     tensor([2., 3.], requires_grad=True)
     """
-    held = _held(layer, name)
-    shapes = {role: array.shape for role, array in held.arrays().items()}
-    for role, array in arrays.items():
-        if shapes.get(role) != np.shape(array):
-            there = f"an array {role!r} of shape {shapes[role]}" if role in shapes else f"no array {role!r}"
-            refuse(layer, f"has {there}, not one of shape {np.shape(array)}", f"give some of {shapes}")
-    new = {role: held.stored(role, array) for role, array in arrays.items()}
-    with torch.no_grad():
-        for role, tensor in new.items():
-            held.variables[role].copy_(tensor)
-        held.refresh()
+    _look(layer, name).write(arrays)
 
 
-def variables(layer: nn.Module, name: str | None = None) -> dict[str, Tensor]:
-    """The live tensors behind a layer's arrays, in the shapes in which torch stores them.
+def variables(layer: nn.Module, name: str | None = None) -> dict[str, tuple[Tensor, ...]]:
+    """See `crossnorm.migrate._held.Held.variables`.
 
     >>> layer = nn.LayerNorm(2)
-    >>> variables(layer)["scale"] is layer.weight
+    >>> variables(layer)["scale"][0] is layer.weight
     True
     """
-    return dict(_held(layer, name).variables)
+    return _look(layer, name).variables()
 
 
-def _held(layer: Any, name: str | None) -> Held:
+def _look(layer: nn.Module, name: str | None) -> Held:
     held = _reparametrizations.look(layer, name)
     if held is None and name is None:
         held = _activations.look(layer)
-    if held is None:
-        check_present(layer, {})
-        what = "is no normalization layer that is known" if name is None else f"has no reparametrized weight {name!r}"
-        refuse(layer, what, "give one of torch.nn, timm or crossnorm.torch")
-    return held
+    if held is not None:
+        return held
+    check_present(layer, {})
+    if name is not None:
+        refuse(layer, f"has no reparametrized weight {name!r}", "name one that is, or leave out the name")
+    refuse(layer, "is no normalization layer that is known", "give one of torch.nn, timm or crossnorm.torch")

@@ -1,11 +1,11 @@
 """Torch's dense, convolutional and embedding modules in the words of `Linear`, whose arrangement is torch's own, and back."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from crossnorm.errors import Unsupported
-
+from .._natives import inexpressible
 from .._settings import Linear
 
 _CONVOLUTIONS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -69,25 +69,23 @@ def module_of(settings: Linear) -> nn.Module:
     Linear(in_features=3, out_features=2, bias=False)
     """
     if settings.activation != "linear":
-        _refuse(settings, "activation", "has no activation: put a module of its own behind it")
+        inexpressible(settings, "activation", "torch has no activation: put a module of its own behind it")
     outer, inner, *kernel = settings.shape
     if settings.kind == "dense":
         return nn.Linear(inner, outer, settings.bias)
     if settings.kind == "embedding":
         return nn.Embedding(outer, inner)
-    if not 1 <= len(kernel) <= 3:
-        _refuse(settings, "shape", "has kernels of 1, 2 or 3 dimensions")
     transposed = settings.kind == "transposed_convolution"
     inputs, outputs = (outer, inner * settings.groups) if transposed else (inner * settings.groups, outer)
     native: Any = _CONVOLUTIONS[settings.kind][len(kernel) - 1]
-    extra = {"output_padding": settings.output_padding or 0} if transposed else {}
+    extra = {"output_padding": settings.output_padding} if transposed else {}
     return native(
         inputs,
         outputs,
         tuple(kernel),
-        stride=settings.stride or 1,
+        stride=settings.stride,
         padding=_padding(settings, transposed),
-        dilation=settings.dilation or 1,
+        dilation=settings.dilation,
         groups=settings.groups,
         bias=settings.bias,
         padding_mode=settings.padding_mode,
@@ -96,18 +94,12 @@ def module_of(settings: Linear) -> nn.Module:
 
 
 def _padding(settings: Linear, transposed: bool) -> Any:
+    """What torch pads with: numbers, or for those that differ before and after its word "same", where that is what it does."""
     padding = settings.padding
     if isinstance(padding, str):
-        if padding == "causal" or transposed:
-            _refuse(settings, "padding", "takes how much to add at both ends: pad the input yourself, or say the numbers")
-        if padding == "same" and set(settings.stride) - {1}:
-            _refuse(settings, "padding", "has it without strides only: pad the input yourself")
-        return padding
-    if any(before != after for before, after in padding):
-        _refuse(settings, "padding", "adds as much before as after: pad the input yourself")
-    return tuple(before for before, _ in padding) or 0
-
-
-def _refuse(settings: Linear, field: str, reason: str) -> Any:
-    kind, value = settings.kind.replace("_", " "), getattr(settings, field)
-    raise Unsupported(f"crossnorm.migrate: a {kind} with {field}={value!r}, where torch {reason}")
+        inexpressible(settings, "padding", "torch has it without strides only: pad the input yourself")
+    if all(before == after for before, after in padding):
+        return tuple(before for before, _ in padding)
+    if transposed or set(settings.stride) != {1} or replace(settings, padding="same") != settings:
+        inexpressible(settings, "padding", "torch adds as much before as after: pad the input yourself")
+    return "same"

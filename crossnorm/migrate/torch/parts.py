@@ -99,7 +99,7 @@ def _normalized(module: nn.Module) -> Iterator[Part]:
             module,
             described,
             partial(write, module, name=weight),
-            {name: (tensor,) for name, tensor in variables(module, weight).items()},
+            variables(module, weight),
             partial(_rows_first, module, weight, spec) if isinstance(spec, WeightSpec) else np.asarray,
             axis=axis[-1] if isinstance(axis, tuple) else axis,
         )

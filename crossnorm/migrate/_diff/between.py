@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from crossnorm.rounding import VERDICT
 
-from ._causes import Cause, off
-from ._glue import Glue, contrast, glue, same
-from ._pairing import Pair
-from ._trace import Call, native
+from .._settings import Linear
+from .._trace import Call, native
+from .causes import Cause, off
+from .glue import Glue, contrast, glue, same
+from .pairing import Pair
 
 Array = NDArray[Any]
 
@@ -107,6 +108,38 @@ def reordered(a: Call, b: Call) -> Array | None:
         and np.array_equal(weights[0][:, order], weights[1])
     ]
     return fitting[0] if fitting else None
+
+
+def padded(a: Call, b: Call) -> Array | None:
+    """The input of ``a`` as ``b`` takes it, where one of two convolutions leaves padding to a layer before it; else None."""
+    x, y = a.inputs.get("input"), b.inputs.get("input")
+    one, other = a.part.settings, b.part.settings
+    if not (isinstance(one, Linear) and isinstance(other, Linear) and one.kind == other.kind == "convolution"):
+        return None
+    if x is None or y is None or x.ndim != y.ndim or x.shape == y.shape:
+        return None
+    amounts = zip(_amounts(one, x.shape[1:-1]), _amounts(other, y.shape[1:-1]), strict=True)
+    widths = [(0, 0), *((mine[0] - theirs[0], mine[1] - theirs[1]) for mine, theirs in amounts), (0, 0)]
+    if y.shape != tuple(size + before + after for size, (before, after) in zip(x.shape, widths, strict=True)):
+        return None
+    outer = np.pad(x, [(max(before, 0), max(after, 0)) for before, after in widths])
+    cut = tuple(
+        slice(max(-before, 0), size - max(-after, 0)) for size, (before, after) in zip(outer.shape, widths, strict=True)
+    )
+    inner = outer[cut]
+    # What is cut off must have been padding.
+    return inner if np.count_nonzero(inner) == np.count_nonzero(x) else None
+
+
+def _amounts(settings: Linear, sizes: Sequence[int]) -> Sequence[tuple[int, int]]:
+    """How much a convolution adds before and after; for "same" that depends on the size of the image."""
+    if not isinstance(settings.padding, str):
+        return settings.padding
+    found = []
+    for size, kernel, stride, dilation in zip(sizes, settings.shape[2:], settings.stride, settings.dilation, strict=True):
+        total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        found.append((total // 2, total - total // 2))
+    return found
 
 
 def confirmed(words: str, wrong: Mapping[str, Array], right: Array, unit: Array) -> list[Cause]:

@@ -1,5 +1,6 @@
 """Where two models part, layer by layer, and why."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,16 +11,16 @@ from numpy.typing import NDArray
 from crossnorm.errors import MigrationError
 from crossnorm.rounding import VERDICT, precision
 
-from ._between import between, confirmed, reordered, turned
-from ._causes import Cause, Trial, off, quantities, worst
-from ._difference import Difference, Row
-from ._frameworks import framework_of, room
-from ._inputs import as_tuple, sample
-from ._inputs import turned as turned_inputs
-from ._pairing import Pair, paired
-from ._parts import Part
-from ._suspects import Suspect, suspects
-from ._trace import Call, Recording, Units
+from .._frameworks import framework_of, room
+from .._inputs import as_tuple, sample
+from .._inputs import turned as turned_inputs
+from .._parts import Part
+from .._trace import Call, Key, Recording, Units
+from .between import between, confirmed, padded, reordered, turned
+from .causes import Cause, Trial, off, quantities, worst
+from .difference import Difference, Row
+from .pairing import Pair, paired
+from .suspects import Suspect, suspects
 
 Array = NDArray[Any]
 
@@ -165,16 +166,21 @@ class _Stage:
     units: Units
     by_one: bool
     training: bool | None
-    calls: dict[bool, dict[tuple[str, int], Call]] = field(init=False)
+    calls: dict[bool, dict[Key, Call]] = field(init=False)
 
     def __post_init__(self) -> None:
         runs = ((True, self.one), (False, self.other))
-        self.calls = {first: {(call.part.name, call.number): call for call in run.calls} for first, run in runs}
+        self.calls = {first: {call.key: call for call in run.calls} for first, run in runs}
+
+    def has(self, pair: Pair) -> bool:
+        """Whether both calls happen in this mode: an auxiliary output, say, is for one only."""
+        (a,), (b,) = pair
+        return a.key in self.calls[True] and b.key in self.calls[False]
 
     def at(self, pair: Pair) -> tuple[Call, Call]:
         """The calls of a pair in these runs."""
         (a,), (b,) = pair
-        return self.calls[True][a.part.name, a.number], self.calls[False][b.part.name, b.number]
+        return self.calls[True][a.key], self.calls[False][b.key]
 
     def unit(self, a: Call, b: Call, quantity: str) -> Array | None:
         """The unit of a quantity that `quantities` names."""
@@ -201,10 +207,7 @@ class _Comparison:
         one, (other, broken) = self.one.record(self.training), self.other.record_until(self.training)
         self.notes += [broken] if broken else []
         stage = self._stage(one, other, self.training, not broken)
-        sizes = {id(part.layer): 0 for side in (self.one, self.other) for part in side.parts}
-        for side in (self.one, self.other):
-            for part in side.parts:
-                sizes[id(part.layer)] += 1
+        sizes = Counter(id(part.layer) for side in (self.one, self.other) for part in side.parts)
         pairs = paired(stage.one.calls, stage.other.calls, sizes, self.wanted)
         rows = self._rows(stage, pairs)
         if step and not broken and (trained := self._trained()) is not None:
@@ -283,7 +286,8 @@ class _Comparison:
 
     def _suspects(self, a: Call, b: Call) -> list[Suspect]:
         parts = self.one.owned(a), self.other.owned(b)
-        return suspects(a, b, parts, (self.one.name, self.other.name), reordered(a, b))
+        found = suspects(a, b, parts, (self.one.name, self.other.name), reordered(a, b))
+        return found if padded(a, b) is None else [each for each in found if "padding" not in each.fields]
 
     def _trial(self, stage: _Stage, a: Call, b: Call, cotangent: Array | None) -> tuple[Trial, Array | None]:
         """The second layer alone on the input of the first one; and what it gave in its model, made comparable."""
@@ -301,9 +305,13 @@ class _Comparison:
         if order is not None:
             inputs = {name: x[..., order] for name, x in inputs.items()}
             target = {name: x[..., order] if x.shape[-1:] == order.shape else x for name, x in target.items()}
+        skipped = set()
+        if (wider := padded(a, b)) is not None:
+            # The gradients of the two inputs have two sizes.
+            inputs, skipped = {"input": wider}, {"gradient of the input"}
         # Not of what one of them has not, or does not train, which is told otherwise.
         shared = a.part.trainable & b.part.trainable
-        skipped = {f"gradient of {name}" for name in a.part.arrays if name not in shared} | {"batches_tracked"}
+        skipped |= {f"gradient of {name}" for name in a.part.arrays if name not in shared} | {"batches_tracked"}
         units = {name: unit for name in target if (unit := stage.unit(a, b, name)) is not None and name not in skipped}
         if order is not None:
             units = {name: u[..., order] if stage.by_one and u.shape[-1:] == order.shape else u for name, u in units.items()}
@@ -360,7 +368,7 @@ class _Comparison:
 
     def _with_step(self, stage: _Stage, pair: Pair, row: Row) -> Row:
         """A row with what a step of training adds to it."""
-        if not pair.single:
+        if not pair.single or not stage.has(pair):
             return row
         a, b = stage.at(pair)
         if a.gradient is None and not getattr(a.part.settings, "state", ()):

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from dataclasses import replace as with_fields
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossnorm.errors import Unsupported
 from crossnorm.rounding import VERDICT, bound
 
-from ._parts import Part
-from ._suspects import Suspect, needed
-from ._trace import Call, Replay
+from .._parts import Part
+from .._trace import Call, Replay
+from .suspects import Suspect, needed
 
 Array = NDArray[Any]
 
@@ -36,7 +36,8 @@ class Cause:
         what = f"the {self.difference:.2g} difference" if np.isfinite(self.difference) else "the difference"
         # "eps 0.001 against 1e-05" is a subject, "the kernel is flipped" a sentence.
         which = " " if " against " in self.words or self.words.endswith(",") else ", which "
-        return f"{self.words}{which}explains {share} of {what}"
+        several = self.words.count(" against ") > 1
+        return f"{self.words}{which}{'together explain' if several else 'explains'} {share} of {what}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,26 +64,34 @@ class Trial:
     cotangent: Array | None = None
     training: bool | None = None
     activation: str = "linear"
-    failures: dict[str, str] = field(default_factory=dict)
 
     def run(self, suspect: Suspect | None = None) -> dict[str, Array]:
         """What the layer gives, as it is or with one change."""
-        part, training = self.call.part, self.training
+        part, training, inputs = self.call.part, self.training, self.inputs
         changes: Mapping[tuple[int, str], Array] = {}
         if suspect is not None:
             training = training if suspect.training is None else suspect.training
             changes = suspect.arrays
             if suspect.fields or suspect.settings is not None or suspect.dtype:
-                part, changes = self._rebuilt(suspect), {}
+                changes = {}
+                try:
+                    part = self._rebuilt(suspect)
+                except Unsupported:
+                    if not isinstance(suspect.fields.get("padding"), tuple):
+                        raise
+                    # Amounts that this framework's layer cannot add itself are added before it.
+                    around = [(0, 0), *suspect.fields["padding"], (0, 0)]
+                    inputs = {name: np.pad(x, around) for name, x in inputs.items()}
+                    part = self._rebuilt(replace(suspect, fields={**suspect.fields, "padding": ()}))
         if self.activation != "linear":
             part = self.room.activated(part, self.activation)
         with _written(self.parts, changes):
-            return quantities(self.room.replay(self.call, self.inputs, part=part, training=training, cotangent=self.cotangent))
+            return quantities(self.room.replay(self.call, inputs, part=part, training=training, cotangent=self.cotangent))
 
     def _rebuilt(self, suspect: Suspect) -> Part:
         part = self.call.part
         settings = part.settings if suspect.settings is None else suspect.settings
-        settings = with_fields(settings, **suspect.fields)
+        settings = replace(settings, **suspect.fields)
         last = len(self.parts) - 1
         own = {**part.arrays, **{name: array for (number, name), array in suspect.arrays.items() if number == last}}
         arrays = needed(settings, own, self.spare)
@@ -97,8 +106,7 @@ class Trial:
         """How far each quantity is from the target, in units; infinite where the layer cannot run."""
         try:
             got = self.run(suspect)
-        except Exception as error:  # whatever a framework raises where shapes do not fit
-            self.failures[suspect.words if suspect else ""] = str(error)
+        except Exception:  # whatever a framework raises where shapes do not fit
             return dict.fromkeys(self.target, np.inf)
         return {name: off(values, got.get(name), self.units[name]) for name, values in self.target.items()}
 
@@ -137,9 +145,13 @@ class Trial:
                 break
         if rest > VERDICT and len(suspects) > 1:
             # Where none changes anything alone, each may hide the others.
-            together = reduce(and_, suspects)
-            if self._left(_both(known, together)) <= VERDICT:
-                found, rest = together, 0.0
+            needed = list(suspects)
+            if self._left(_both(known, reduce(and_, needed))) <= VERDICT:
+                for each in suspects:
+                    others = [one for one in needed if one is not each]
+                    if others and self._left(_both(known, reduce(and_, others))) <= VERDICT:
+                        needed = others
+                found, rest = reduce(and_, needed), 0.0
         if found is None:
             return []
         share = 1 if rest <= VERDICT else 1 - rest / before if np.isfinite(before) else 0
@@ -167,6 +179,8 @@ def off(want: Array, got: Array | None, unit: Array) -> float:
     """The largest error in units; a missing array, another shape, and NaN or infinity in one only are infinitely far."""
     if got is None or want.shape != got.shape:
         return np.inf
+    if any(size not in (1, wide) for size, wide in zip(unit.shape[::-1], want.shape[::-1], strict=False)):
+        unit = np.max(unit)  # of another layer's shape
     with np.errstate(invalid="ignore"):
         error = np.abs(np.asarray(got, np.float64) - want) / unit
     same = (want == got) | (np.isnan(want) & np.isnan(got))

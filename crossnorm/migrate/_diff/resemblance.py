@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._parts import Part
-from ._trace import state_names
+from .._parts import Part
+from .._trace import state_names
 
 Array = NDArray[Any]
 

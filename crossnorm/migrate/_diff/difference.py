@@ -12,8 +12,8 @@ from rich.table import Table
 
 from crossnorm.rounding import VERDICT
 
-from ._causes import Cause
-from ._pairing import Pair
+from .causes import Cause
+from .pairing import Pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +129,16 @@ class Difference:
         return plain
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("layer", *_TITLES)
+        table = Table("layer", *_TITLES[:-1])
         for row in self.rows:
-            table.add_row(row.name, *_cells(row), style=None if row.agrees else "dim" if row.verdict == "follows" else "bold")
+            style = None if row.agrees else "dim" if row.verdict == "follows" else "bold"
+            table.add_row(row.name, *_cells(row)[:-1], style=style)
         yield table
         yield _LEGEND
-        yield from (f"- {note}" for note in self.notes)
+        # What a cause says is too long for a column.
         yield str(self)
+        yield from (f"- {row}" for row in self.culprits if row is not self.first)
+        yield from (f"- {note}" for note in self.notes)
 
     def to_html(self, path: str | Path) -> None:
         """Write the table as one page that needs nothing else."""

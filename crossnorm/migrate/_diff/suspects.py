@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from crossnorm.rounding import precision
 from crossnorm.spec import NormSpec
 
-from ._parts import Part
-from ._resemblance import resemblance, swapped, values_of
-from ._trace import Call
+from .._parts import Part
+from .._trace import Call
+from .resemblance import resemblance, swapped, values_of
 
 Array = NDArray[Any]
 
@@ -128,8 +128,8 @@ def _arrays(one: Part, other: Part, number: int, prefix: str, count: int, order:
     for x, y in swapped(here, there):
         words = f"{prefix}{_spelled(x)} and {_spelled(y)} are swapped"
         found.append(Suspect(words=words, arrays={(number, x): here[x], (number, y): here[y]}))
-    for name in here.keys() & there.keys():
-        x, y = here[name], there[name]
+    for name, x in here.items():
+        y = there.get(name, np.zeros(0))
         if x.shape == y.shape and not np.array_equal(x, y, equal_nan=True) and name != "batches_tracked":
             words = f"{prefix}{_spelled(name)} {resemblance(other, name, x, y, count)}"
             changes = {(number, name): x}

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from crossnorm.errors import MigrationError
 
-from ._diff import diff
-from ._frameworks import framework_of, room
+from .._frameworks import framework_of, room
+from .comparison import diff
 
 
 def run(
@@ -73,7 +73,8 @@ def load_model(text: str) -> Any:
             room(framework_of(model)).load_weights(model, Path(weights))
         return model
     if path.endswith(".keras"):
-        return room("tensorflow").load_model(_present(path))
+        file = _present(path)
+        return room("tensorflow").load_model(file)
     if path.endswith((".pt", ".pth", ".safetensors", ".bin", ".h5", ".ckpt")):
         raise MigrationError(
             f"crossnorm diff: {path} holds arrays and no code that computes with them; name the function that makes the model, "
