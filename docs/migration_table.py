@@ -19,7 +19,7 @@ import crossnorm.tensorflow
 import crossnorm.torch
 from crossnorm.errors import SpecError
 from crossnorm.migrate import describe
-from crossnorm.migrate._matching import TRAINING_FIELDS
+from crossnorm.migrate._transfer.matching import TRAINING_FIELDS
 from crossnorm.migrate.tensorflow.layers import variables as keras_variables
 from crossnorm.migrate.torch.layers import variables as torch_variables
 from crossnorm.spec import SPECS, NormSpec, WeightSpec

@@ -18,7 +18,10 @@ Rule = Callable[[str, Any, Description], Any]
 
 
 def ours() -> Rule:
-    """Every normalization layer becomes ours and computes the same, with the bounds of the conformance suite."""
+    """Every normalization layer becomes ours and computes the same, with the bounds of the conformance suite.
+
+    One does not: Keras' own SpectralNormalization divides its kernel in training only, and ours at inference too.
+    """
 
     def rule(name: str, layer: Any, description: Description) -> NormSpec | None:
         return None if room(framework_of(layer)).is_ours(layer, description) else description.spec

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from crossnorm import BatchNormSpec, MigrationError, SpectralNormSpec
-from crossnorm.migrate._matching import inference_differences, match, training_differences
 from crossnorm.migrate._parts import Part
 from crossnorm.migrate._settings import Linear
+from crossnorm.migrate._transfer.matching import inference_differences, match, training_differences
 
 
 def dense(name, outputs=4, inputs=3):
@@ -115,7 +115,7 @@ def test_every_field_is_one_of_training_or_of_inference():
     """A name that no specification has any more would let a difference pass."""
     from dataclasses import fields
 
-    from crossnorm.migrate._matching import TRAINING_FIELDS
+    from crossnorm.migrate._transfer.matching import TRAINING_FIELDS
     from crossnorm.spec import SPECS
 
     assert {field.name for spec in SPECS.values() for field in fields(spec)} >= TRAINING_FIELDS

@@ -10,7 +10,7 @@ import torch
 
 from crossnorm import MigrationError
 from crossnorm.migrate import describe, parts
-from crossnorm.migrate._matching import inference_differences, match, training_differences
+from crossnorm.migrate._transfer.matching import inference_differences, match, training_differences
 from crossnorm.spec import SPECS
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -10,8 +10,8 @@ import numpy as np
 
 from crossnorm.errors import MigrationError
 
-from ._parts import Part
-from ._settings import Linear, Unknown
+from .._parts import Part
+from .._settings import Linear, Unknown
 
 Pairs = list[tuple[Part, Part]]
 
@@ -48,11 +48,13 @@ def match(source: Sequence[Part], target: Sequence[Part], mapping: Mapping[str, 
     """
     problems = [*_wrong_names(mapping, source, target), *_wrong_globs(skip, [*source, *target])]
     source, target = ([part for part in parts if not _any(part.name, skip)] for parts in (source, target))
+    # Within one framework the arrays of a layer of the same class are the same, whatever it is.
+    foreign = {part.framework for part in source} != {part.framework for part in target}
     for side, parts in (("source", source), ("target", target)):
         problems += [
             f"{side} {part.name}: {part.settings.layer} cannot be taken apart: {part.settings.reason}"
             for part in parts
-            if isinstance(part.settings, Unknown)
+            if isinstance(part.settings, Unknown) and foreign
         ]
     if problems:
         raise refusal(problems)
@@ -162,7 +164,8 @@ def _key(name: str) -> str:
 
 
 def _signature(part: Part) -> tuple[object, ...]:
-    return part.kind, tuple(sorted((name, np.shape(array)) for name, array in part.arrays.items()))
+    kind = part.settings.layer if isinstance(part.settings, Unknown) else part.kind
+    return kind, tuple(sorted((name, np.shape(array)) for name, array in part.arrays.items()))
 
 
 def _shown(part: Part) -> str:
