@@ -28,7 +28,8 @@ class Row:
         training: the same of outputs and gradients in training; NaN where there is nothing to compare.
         statistics: the same of what a step of training leaves behind.
         verdict: ``"agrees"``; ``"parts"``: here is a difference; ``"parts before"``: it lies between the layers before and this
-            one; ``"follows"``: of what lies before; ``"unpaired"``.
+            one; ``"follows"``: of what lies before; ``"unpaired"``; ``"unknown"``: an unpaired layer of no known kind, of which
+            only what it does to the layers behind it can be told.
         causes: why, each confirmed by substitution.
     """
 
@@ -46,7 +47,8 @@ class Row:
     def alone_in(cls, pair: Pair) -> "Row":
         """The row of a layer that the other model has not."""
         a, b = ("+".join(call.part.name for call in calls) for calls in pair)
-        return cls(a=a, b=b, kind=(pair.one or pair.other)[0].part.kind, units=math.nan, verdict="unpaired")
+        kind = (pair.one or pair.other)[0].part.kind
+        return cls(a=a, b=b, kind=kind, units=math.nan, verdict="unknown" if kind == "unknown" else "unpaired")
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        return self.verdict == "agrees"
+        return self.verdict in ("agrees", "unknown")
 
     def __str__(self) -> str:
         if self.causes:
@@ -109,7 +111,8 @@ class Difference:
         elif row.verdict == "parts before":
             sentence = f"{one} and {other} part between {self._before(row)} and {row.name}, in what holds no weights"
         else:
-            sentence = f"{one} and {other} part in {row.name}, for no cause that could be confirmed"
+            when = "" if max(row.units, row.alone) > VERDICT else ", in training"
+            sentence = f"{one} and {other} part in {row.name}{when}, for no cause that could be confirmed"
         more = len(self.culprits) - 1
         return sentence + (f"; and {more} more layer{'s' * (more > 1)}" if more > 0 else "")
 
