@@ -117,12 +117,10 @@ def load_inputs(paths: Sequence[str | Path]) -> tuple[NDArray[Any], ...]:
     for path in paths:
         file = _present(path)
         try:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                arrays.append(loaded)
-            else:
-                with loaded:
-                    arrays += [loaded[name] for name in loaded.files]
+            # Opened here: NumPy leaves a broken archive open.
+            with file.open("rb") as opened:
+                loaded = np.load(opened, allow_pickle=False)
+                arrays += [loaded] if isinstance(loaded, np.ndarray) else [loaded[name] for name in loaded.files]
         except (ValueError, OSError, EOFError, BadZipFile, zlib.error, NotImplementedError) as error:
             raise MigrationError(f"crossnorm diff: {path} is no file of NumPy arrays ({error}); give .npy or .npz") from error
     return tuple(arrays)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm.errors import MigrationError
+from crossnorm.errors import MigrationError, Unsupported
 from crossnorm.rounding import DRAWS, VERDICT, perturbed, precision
 
 from .._frameworks import framework_of, room
@@ -16,7 +16,7 @@ from .._inputs import as_tuple, sample
 from .._inputs import turned as turned_inputs
 from .._parts import Part
 from .._trace import Call, Key, Recording, Units, canonical
-from .between import between, confirmed, padded, reordered, turned
+from .between import activation_of, between, confirmed, padded, reordered, turned
 from .causes import Cause, Trial, off, quantities, worst, written
 from .difference import Difference, Row
 from .pairing import Pair, paired
@@ -283,7 +283,11 @@ class _Comparison:
 
     def _row(self, stage: _Stage, pair: Pair, before: Sequence[Pair], sound: bool) -> Row:
         a, b = stage.at(pair)
-        trial, own = self._trial(stage, a, b, None)
+        try:
+            trial, own = self._trial(stage, a, b, None)
+        except Unsupported as error:
+            self.notes.append(f"{a.part.name} was not compared: {error}")
+            return Row(a=a.part.name, b=b.part.name, kind=a.part.kind, units=np.nan, verdict="unknown")
         apart, alone = self._far(trial, own)
         if max(apart, alone) > VERDICT:
             trial = _conditioned(trial, a)
@@ -323,7 +327,7 @@ class _Comparison:
     def _trial(self, stage: _Stage, a: Call, b: Call, cotangent: Array | None) -> tuple[Trial, Array | None]:
         """The second layer alone on the input of the first one; and what it gave in its model, made comparable."""
         order = reordered(a, b)
-        activations = [getattr(call.part.settings, "activation", "linear") for call in (a, b)]
+        activations = [activation_of(call) for call in (a, b)]
         extra = ["linear", "linear"]
         if activations[0] != activations[1] and "linear" in activations:
             # One model has a layer of its own for it.
@@ -400,7 +404,7 @@ class _Comparison:
 
     def _with_step(self, stage: _Stage, pair: Pair, row: Row) -> Row:
         """A row with what a step of training adds to it."""
-        if not pair.single or not stage.has(pair):
+        if not pair.single or not stage.has(pair) or row.verdict == "unknown":
             return row
         a, b = stage.at(pair)
         if a.gradient is None and not getattr(a.part.settings, "state", ()):

@@ -28,8 +28,8 @@ class Row:
         training: the same of outputs and gradients in training; NaN where there is nothing to compare.
         statistics: the same of what a step of training leaves behind.
         verdict: ``"agrees"``; ``"parts"``: here is a difference; ``"parts before"``: it lies between the layers before and this
-            one; ``"follows"``: of what lies before; ``"unpaired"``; ``"unknown"``: an unpaired layer of no known kind, of which
-            only what it does to the layers behind it can be told.
+            one; ``"follows"``: of what lies before; ``"unpaired"``; ``"unknown"``: a layer that could not be compared, of
+            which only what it does to the layers behind it can be told.
         causes: why, each confirmed by substitution.
     """
 
@@ -109,7 +109,7 @@ class Difference:
         elif row.verdict == "unpaired":
             sentence = f"{one} and {other} part: {row.name} is in {one if row.a else other} only"
         elif row.verdict == "parts before":
-            sentence = f"{one} and {other} part between {self._before(row)} and {row.name}, in what holds no weights"
+            sentence = f"{one} and {other} part between {self._before(row)} and {row.name}, in what is no known layer"
         else:
             when = "" if max(row.units, row.alone) > VERDICT else ", in training"
             sentence = f"{one} and {other} part in {row.name}{when}, for no cause that could be confirmed"

@@ -22,6 +22,11 @@ class Glue(NamedTuple):
         return _SHAPES[self.shape](_function(self.activation)(output.astype(np.float64))) * self.factor
 
 
+def known(activation: str) -> bool:
+    """Whether it can be computed here; a layer may apply another one itself."""
+    return activation in ACTIVATIONS or activation.startswith(_LEAKY)
+
+
 def _function(activation: str) -> Function:
     if activation in ACTIVATIONS:
         return ACTIVATIONS[activation]

@@ -163,7 +163,7 @@ def _arrays(
     for name, x in here.items():
         y = there.get(name, np.zeros(0))
         if x.shape == y.shape and not np.array_equal(x, y, equal_nan=True) and name != "batches_tracked":
-            words = f"{prefix}{_spelled(name)} {_taken(name, y, known) or resemblance(other, name, x, y, count)}"
+            words = f"{prefix}{_spelled(name)} {_taken(name, y, [part for part in known if part is not one]) or resemblance(other, name, x, y, count)}"
             changes = {(number, name): x}
             if name == "bias" and "recurrent_bias" in here and one.kind == "lstm":
                 changes[number, "recurrent_bias"] = here["recurrent_bias"]

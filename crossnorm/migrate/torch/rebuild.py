@@ -19,6 +19,7 @@ from .parts import parts
 _ACTIVATIONS: dict[str, Any] = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "elu": nn.ELU, "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid, "softplus": nn.Softplus, "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "softmax": nn.Softmax, "softsign": nn.Softsign, "hard_sigmoid": nn.Hardsigmoid, "hard_silu": nn.Hardswish, "mish": nn.Mish,
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def _rebuilt(part: Part, settings: Any, arrays: Arrays, dtype: str | None) -> Pa
     new = parts(layer)[-1]  # the last of a stack is the one that is called
     new.write({name: array for name, array in arrays.items() if name in new.arrays})
     new = replace(new, axis=part.axis, batch_axis=part.batch_axis)
-    return activated(new, getattr(settings, "activation", "linear"))
+    return activated(new, settings.activation if isinstance(settings, Linear) else "linear")
 
 
 def activated(part: Part, activation: str) -> Part:
@@ -60,4 +61,5 @@ def activated(part: Part, activation: str) -> Part:
         raise Unsupported(
             f"crossnorm.migrate: no torch module computes activation={activation!r}; use one of {list(_ACTIVATIONS)}"
         )
-    return replace(part, layer=nn.Sequential(part.layer, _ACTIVATIONS[activation]()))
+    follows = nn.Softmax(part.axis) if activation == "softmax" else _ACTIVATIONS[activation]()
+    return replace(part, layer=nn.Sequential(part.layer, follows))
