@@ -163,7 +163,7 @@ def _arrays(
     for name, x in here.items():
         y = there.get(name, np.zeros(0))
         if x.shape == y.shape and not np.array_equal(x, y, equal_nan=True) and name != "batches_tracked":
-            words = f"{prefix}{_spelled(name)} {_taken(name, y, [part for part in known if part is not one]) or resemblance(other, name, x, y, count)}"
+            words = f"{prefix}{_spelled(name)} {_taken(one, name, y, known) or resemblance(other, name, x, y, count)}"
             changes = {(number, name): x}
             if name == "bias" and "recurrent_bias" in here and one.kind == "lstm":
                 changes[number, "recurrent_bias"] = here["recurrent_bias"]
@@ -171,9 +171,10 @@ def _arrays(
     return sorted(found, key=lambda suspect: suspect.words.endswith("differs"))
 
 
-def _taken(name: str, array: Array, known: Sequence[Part]) -> str:
-    """Whose array it is in the first model, if that is another layer."""
-    owners = [part.name for part in known if name in part.arrays and np.array_equal(part.arrays[name], array)]
+def _taken(one: Part, name: str, array: Array, known: Sequence[Part]) -> str:
+    """Whose array it is in the first model, if that is not ``one`` but another layer."""
+    others = [part for part in known if part is not one and name in part.arrays]
+    owners = [part.name for part in others if np.array_equal(part.arrays[name], array)]
     return f"is that of {owners[0]}" if len(owners) == 1 and np.ptp(array) else ""
 
 
