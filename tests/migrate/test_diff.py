@@ -387,6 +387,14 @@ def test_a_layer_that_only_one_model_has_is_named():
     assert [row.name for row in found.rows if row.verdict == "unpaired"] == ["1"]
 
 
+def test_a_layer_that_is_of_another_kind_in_each_model_is_named():
+    model = copy.deepcopy(IMAGE)
+    crossnorm.torch.spectral_norm(model[3])
+    found = diff(IMAGE, model.eval(), IMAGES, step=False)
+    assert str(found) == "a and b part: 3 is convolution in a and spectral norm in b"
+    assert str(diff(model, IMAGE, IMAGES, step=False)) == "a and b part: 3 is spectral norm in a and convolution in b"
+
+
 def test_an_input_in_the_wrong_layout_is_named():
     square = RANDOM.standard_normal((4, 3, 3, 3)).astype("float32")
     a = shuffled(nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(16, 2)))
@@ -667,6 +675,26 @@ def test_an_activation_that_torch_has_as_a_module_or_not_at_all(activation):
 # What is reported, and how models are named on the command line.
 
 
+class Named(nn.Module):
+    """Modules at paths, one after the other."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.paths = list(modules)
+        for path, module in modules.items():
+            holder, *steps = self, *path.split(".")
+            for step in steps[:-1]:
+                if not hasattr(holder, step):
+                    holder.add_module(step, nn.Module())
+                holder = getattr(holder, step)
+            holder.add_module(steps[-1], module)
+
+    def forward(self, x):
+        for path in self.paths:
+            x = self.get_submodule(path)(x)
+        return x
+
+
 def test_the_report_as_table_page_and_dictionary(tmp_path):
     model = copy.deepcopy(IMAGE)
     attribute(1, eps=1e-3)(model)
@@ -680,6 +708,12 @@ def test_the_report_as_table_page_and_dictionary(tmp_path):
     assert sentence in table
     assert "batch norm" in table
     assert table.count("follows") == 4
+    names = {f"encoder.layers.{number}.self_attention.output": nn.Linear(2, 2) for number in (0, 1)}
+    narrow = Console(width=80)
+    with narrow.capture() as capture:
+        narrow.print(diff(*(Named(names) for _ in range(2)), np.ones((3, 2), "float32")))
+    column = "".join(line.split("│")[1].strip() for line in capture.get().splitlines() if line.startswith("│"))
+    assert column == f"{''.join(names)}output"
     found.to_html(tmp_path / "diff.html")
     page = (tmp_path / "diff.html").read_text()
     assert page.count("<tr") == 1 + len(found.rows)

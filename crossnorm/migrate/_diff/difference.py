@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
+from rich.table import Column, Table
 
 from crossnorm.rounding import VERDICT
 
@@ -107,7 +107,7 @@ class Difference:
         if row.causes:
             sentence = f"{one} and {other} part: {row}"
         elif row.verdict == "unpaired":
-            sentence = f"{one} and {other} part: {row.name} is in {one if row.a else other} only"
+            sentence = f"{one} and {other} part: {self._unpaired(row)}"
         elif row.verdict == "parts before":
             sentence = f"{one} and {other} part between {self._before(row)} and {row.name}, in what is no known layer"
         else:
@@ -115,6 +115,14 @@ class Difference:
             sentence = f"{one} and {other} part in {row.name}{when}, for no cause that could be confirmed"
         more = len(self.culprits) - 1
         return sentence + (f"; and {more} more layer{'s' * (more > 1)}" if more > 0 else "")
+
+    def _unpaired(self, row: Row) -> str:
+        """A name that stands alone in both models is of two kinds that cannot be compared."""
+        alone = {bool(each.a): each for each in self.rows if each.name == row.name and not (each.a and each.b)}
+        if len(alone) < 2:
+            return f"{row.name} is in {self.names[0] if row.a else self.names[1]} only"
+        mine, theirs = (_kind(alone[first]) for first in (True, False))
+        return f"{row.name} is {mine} in {self.names[0]} and {theirs} in {self.names[1]}"
 
     def _before(self, row: Row) -> str:
         place = self.rows.index(row)
@@ -132,7 +140,8 @@ class Difference:
         return plain
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("layer", *_TITLES[:-1])
+        # A name that is cut says nothing: it goes on in the next line.
+        table = Table(Column("layer", overflow="fold"), *_TITLES[:-1], padding=(0, 0, 0, 1))
         for row in self.rows:
             style = None if row.agrees else "dim" if row.verdict == "follows" else "bold"
             table.add_row(row.name, *_cells(row)[:-1], style=style)
@@ -164,7 +173,11 @@ class Difference:
 
 def _cells(row: Row) -> list[str]:
     numbers = [_shown(number) for number in (row.units, row.alone, row.training, row.statistics)]
-    return [row.kind.replace("_", " "), *numbers, row.verdict, "; ".join(map(str, row.causes))]
+    return [_kind(row), *numbers, row.verdict, "; ".join(map(str, row.causes))]
+
+
+def _kind(row: Row) -> str:
+    return row.kind.replace("_", " ")
 
 
 def _shown(number: float) -> str:
