@@ -40,7 +40,7 @@ def run(
         training, step: as in `crossnorm.migrate.diff`.
         html, json: where to write the report, too.
     """
-    for path in filter(None, (html, json)):
+    for path in (each for each in (html, json) if each is not None):
         if not Path(path).parent.is_dir():
             raise MigrationError(f"crossnorm diff: {path} cannot be written, since its folder does not exist; make it first")
     names = _names(pairs)

@@ -312,7 +312,7 @@ class _Comparison:
         causes: list[Cause] = []
         for part, suspect in found:
             with written([part], suspect.arrays):
-                again = self.other.record(self.training)
+                again, _ = self.other.record_until(self.training)  # a model may break off behind this layer
             after = next((call.output for call in again.calls if call.key == b.key), None)
             causes += confirmed(suspect.words, {"before": b.output, "after": after}, target, unit)
         return replace(
