@@ -1,7 +1,10 @@
 """`diff` against planted faults: one thing is wrong in a model, and the layer and the cause must be named; and sound pairs."""
 
 import copy
+import importlib
 import json
+import random
+import sys
 
 import keras
 import numpy as np
@@ -10,11 +13,12 @@ import torch
 from keras import layers
 from rich.console import Console
 from torch import nn
+from torch.nn import functional as F
 
 import crossnorm.tensorflow
 import crossnorm.torch
 from crossnorm import BatchNormSpec, MigrationError
-from crossnorm.migrate import parts, transfer
+from crossnorm.migrate import convert, parts, rules, transfer
 from crossnorm.migrate._diff import diff
 from crossnorm.migrate._diff.command import load_inputs, load_model, run
 from crossnorm.migrate._diff.resemblance import resemblance
@@ -220,8 +224,113 @@ def test_a_gradient_that_differs_alone_is_found():
     assert [row.name for row in found.culprits] == ["7"]
     assert found.first.units == found.first.alone == 0
     assert found.first.training > 32
-    assert str(found) == "a and b part in 7, for no cause that could be confirmed"
+    assert str(found) == "a and b part in 7, in training, for no cause that could be confirmed"
     assert not diff(IMAGE, model, IMAGES, step=False)
+
+
+def between_layers(operation):
+    """Two layers with a function between them, which is no module."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.norm, self.other = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return operation(self, self.norm(self.one(x)))
+
+    return Model()
+
+
+OPERATIONS = {
+    "slope": (lambda m, y: m.other(F.leaky_relu(y, 0.17)), "other", "relu in a and leaky_relu of slope 0.17 in b, behind norm"),
+    "unknown": (lambda m, y: m.other(torch.sin(y)), "other", "relu in a and something else in b, behind norm"),
+    "factor": (lambda m, y: m.other(torch.relu(y) * 0.7), "other", "no factor in a and a factor of 0.7 in b, behind norm"),
+    "output": (
+        lambda m, y: torch.sigmoid(m.other(torch.relu(y))),
+        "output",
+        "no activation in a and sigmoid in b, behind other",
+    ),
+    "axis of softmax": (lambda m, y: m.other(torch.relu(y)).softmax(0), "output", "softmax over the batch in b, behind other"),
+}
+
+
+@pytest.mark.parametrize("fault", OPERATIONS)
+def test_an_operation_between_layers_is_named(fault):
+    operation, name, words = OPERATIONS[fault]
+    a, b = shuffled(between_layers(lambda m, y: m.other(torch.relu(y)))), between_layers(operation).eval()
+    b.load_state_dict(a.state_dict())
+    named(diff(a, b, IMAGES), name, words)
+
+
+def test_what_the_data_cannot_tell_apart_is_no_difference():
+    a = shuffled(between_layers(lambda m, y: m.other(torch.relu(y))))
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        b.norm.bias += 100  # nothing is below 0 any more, and relu does nothing
+    named(diff(a, b, IMAGES, step=False), "norm", "offset differs")
+
+
+class Embedded(nn.Module):
+    """An array beside the layers, and attention with a mask."""
+
+    def __init__(self, mask=None):
+        super().__init__()
+        self.mask = mask
+        self.tokens, self.position = nn.Embedding(11, 8), nn.Parameter(torch.zeros(6, 8))
+        self.attention, self.again, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.tokens(x) + self.position
+        return self.head(self.again(self.attention(x, x, x, attn_mask=self.mask, need_weights=False)[0]))
+
+
+def test_an_array_beside_the_layers_is_named():
+    a = shuffled(Embedded())
+    b = copy.deepcopy(a)
+    assert not diff(a, b, TOKENS)
+    b.position.data.mul_(2)
+    before = b.position.data.clone()
+    named(diff(a, b, TOKENS), "attention", "position of Embedded is 2 times the other")
+    assert torch.equal(b.position.data, before)
+
+
+def test_a_mask_is_named():
+    a = shuffled(Embedded())
+    b = copy.deepcopy(a)
+    b.mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    named(diff(a, b, TOKENS), "attention", "attn mask None against of shape (6, 6)")
+
+
+def test_a_layer_that_has_the_weights_of_another_is_named():
+    a = shuffled(Embedded())
+    b = copy.deepcopy(a)
+    b.again, b.head = b.head, b.again
+    found = diff(a, b, TOKENS, step=False)
+    assert "weight is that of head" in str(found.first)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_precision_of_every_layer_is_named_in_both_directions(dtypes):
+    a, b = (copy.deepcopy(SEQUENCE).to(dtype) for dtype in dtypes)
+    words = "dtype {} against {} explains all".format(*(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    found = diff(a, b, TOKENS, step=False)
+    assert {row.a for row in found.culprits} >= {"1.module", "3", "4"}
+    assert all(words in str(row) for row in found.culprits), [str(row) for row in found.culprits]
+    a, b = (copy.deepcopy(SEQUENCE).to(dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert "dtype float32 against bfloat16 explains all" in str(diff(a, b, TOKENS, step=False).first)
+
+
+def test_channels_that_hardly_vary_are_no_difference():
+    # What is divided by the spread is mostly rounding.
+    a = shuffled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(epsilon=1e-5, momentum=0.9)]
+    )
+    model = convert(model, rules.semantics("torch"))
+    transfer(a, model, inputs=IMAGES)
+    found = diff(a, model, IMAGES * 1e-5)
+    assert not found, str(found)
 
 
 def test_what_explains_all_comes_before_what_explains_some():
@@ -276,6 +385,14 @@ def test_a_layer_that_only_one_model_has_is_named():
     model[1] = nn.Identity()
     found = diff(IMAGE, model, IMAGES)
     assert [row.name for row in found.rows if row.verdict == "unpaired"] == ["1"]
+
+
+def test_a_layer_that_is_of_another_kind_in_each_model_is_named():
+    model = copy.deepcopy(IMAGE)
+    crossnorm.torch.spectral_norm(model[3])
+    found = diff(IMAGE, model.eval(), IMAGES, step=False)
+    assert str(found) == "a and b part: 3 is convolution in a and spectral norm in b"
+    assert str(diff(model, IMAGE, IMAGES, step=False)) == "a and b part: 3 is spectral norm in a and convolution in b"
 
 
 def test_an_input_in_the_wrong_layout_is_named():
@@ -404,9 +521,6 @@ def test_a_sound_pair_of_two_frameworks_agrees(kind, turn):
 
 
 def test_the_estimator_and_the_decay_are_named_between_frameworks():
-    named(
-        diff(IMAGE, keras_images("biased"), IMAGES), "1/_batch_normalization", "running variance unbiased against biased"
-    ) if False else None
     found = diff(IMAGE, keras_images("biased", 0.99), IMAGES)
     assert "decay 0.9 against 0.99" in str(found)
     assert "running variance unbiased against biased" in str(found)
@@ -512,7 +626,73 @@ def test_a_stacked_recurrent_module_is_several_layers():
     assert found.first.b == f"{model.layers[2].name}+{model.layers[3].name}"
 
 
+def test_a_stack_of_two_directions_is_several_layers():
+    source = nn.Sequential(nn.Embedding(11, 8), Last(nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)), nn.Linear(12, 2))
+    inputs = keras.Input((6,), dtype="int64")
+    x = layers.Embedding(11, 8)(inputs)
+    for _ in range(2):
+        x = layers.Bidirectional(layers.LSTM(6, return_sequences=True))(x)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    transfer(shuffled(source), model, inputs=TOKENS)
+    for found in (diff(source, model, TOKENS), diff(model, source, TOKENS)):
+        assert not found, str(found)
+
+
+class Position(layers.Layer):
+    def build(self, shape):
+        self.position = self.add_weight(shape=(6, 8), name="position")
+
+    def call(self, x):
+        return x + self.position
+
+
+def test_an_array_beside_the_layers_of_one_model_and_in_a_layer_of_the_other():
+    source = shuffled(Embedded())
+    inputs = keras.Input((6,), dtype="int64")
+    x = Position(name="position")(layers.Embedding(11, 8)(inputs))
+    model = keras.Model(inputs, layers.Dense(8)(layers.Dense(8)(layers.MultiHeadAttention(2, 4)(x, x))))
+    position = model.get_layer("position").position
+    position.assign(source.position.detach().numpy())
+    transfer(source, model, inputs=TOKENS, skip=["Embedded", "position"])
+    for found in (diff(source, model, TOKENS), diff(model, source)):
+        assert not found, str(found)
+        assert [row.verdict for row in found.rows if "position" in row.name] == ["unknown"]
+    position.assign(2 * position)
+    assert "in what is no known layer" in str(diff(source, model, TOKENS, step=False))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "exponential"])
+def test_an_activation_that_torch_has_as_a_module_or_not_at_all(activation):
+    found = diff(IMAGE, keras_images(), IMAGES, step=False)
+    assert not found
+    model = keras_images()
+    model.layers[-1].activation = keras.activations.get(activation)
+    for found in (diff(IMAGE, model, IMAGES, step=False), diff(model, IMAGE, step=False)):
+        assert activation in str(found), str(found)
+        assert found.first.name == "output"
+
+
 # What is reported, and how models are named on the command line.
+
+
+class Named(nn.Module):
+    """Modules at paths, one after the other."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.paths = list(modules)
+        for path, module in modules.items():
+            holder, *steps = self, *path.split(".")
+            for step in steps[:-1]:
+                if not hasattr(holder, step):
+                    holder.add_module(step, nn.Module())
+                holder = getattr(holder, step)
+            holder.add_module(steps[-1], module)
+
+    def forward(self, x):
+        for path in self.paths:
+            x = self.get_submodule(path)(x)
+        return x
 
 
 def test_the_report_as_table_page_and_dictionary(tmp_path):
@@ -528,6 +708,12 @@ def test_the_report_as_table_page_and_dictionary(tmp_path):
     assert sentence in table
     assert "batch norm" in table
     assert table.count("follows") == 4
+    names = {f"encoder.layers.{number}.self_attention.output": nn.Linear(2, 2) for number in (0, 1)}
+    narrow = Console(width=80)
+    with narrow.capture() as capture:
+        narrow.print(diff(*(Named(names) for _ in range(2)), np.ones((3, 2), "float32")))
+    column = "".join(line.split("│")[1].strip() for line in capture.get().splitlines() if line.startswith("│"))
+    assert column == f"{''.join(names)}output"
     found.to_html(tmp_path / "diff.html")
     page = (tmp_path / "diff.html").read_text()
     assert page.count("<tr") == 1 + len(found.rows)
@@ -552,8 +738,6 @@ def broken():
 @pytest.fixture
 def here(monkeypatch, tmp_path):
     """This module under a name that can be imported, and a folder with inputs."""
-    import sys
-
     monkeypatch.setitem(sys.modules, "the_models", sys.modules[__name__])
     np.save(tmp_path / "images.npy", IMAGES)
     np.savez(tmp_path / "images.npz", images=IMAGES)
@@ -601,7 +785,9 @@ class Evil:
         return print, ("code was run",)
 
 
-def test_what_the_command_refuses(here, capsys):
+def test_what_the_command_refuses(here, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     torch.save({"weight": Evil()}, here / "evil.pt")
     torch.save({"x": torch.zeros(1)}, here / "other.pt")
     np.save(here / "evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
@@ -618,8 +804,27 @@ def test_what_the_command_refuses(here, capsys):
     }.items():
         with pytest.raises(MigrationError, match=words):
             load_model(text)
-    with pytest.raises(MigrationError, match="no file of NumPy arrays"):
-        load_inputs([here / "evil.npy"])
+    np.savez(here / "evil.npz", np.array([Evil()], dtype=object))
+    (here / "broken.npz").write_bytes(b"PK\x03\x04 and nothing else")
+    damaged = bytearray((here / "images.npz").read_bytes())
+    damaged[300] ^= 255
+    (here / "damaged.npz").write_bytes(damaged)
+    for name in ("evil.npy", "evil.npz", "broken.npz", "damaged.npz"):
+        with pytest.raises(MigrationError, match="no file of NumPy arrays"):
+            load_inputs([here / name])
+    for code, words in {
+        "raise RuntimeError('no\\ndevice')": "RuntimeError: no device",
+        "def f(:": "SyntaxError",
+        "import sys; sys.exit(3)": "SystemExit: 3",
+        "def f(): raise KeyError('x')": "cannot be called without arguments .KeyError",
+    }.items():
+        monkeypatch.delitem(sys.modules, "of_the_user", raising=False)
+        (here / "of_the_user.py").write_text(code)
+        importlib.invalidate_caches()
+        with pytest.raises(MigrationError, match=words):
+            load_model("of_the_user:f")
+    with pytest.raises(MigrationError, match="its folder does not exist"):
+        run("the_models:sound", "the_models:sound", [here / "images.npy"], html=here / "none" / "a.html")
     with pytest.raises(MigrationError, match="does not exist"):
         load_inputs([here / "missing.npy"])
     with pytest.raises(MigrationError, match="not of the form NAME=NAME"):
@@ -632,6 +837,11 @@ def test_what_diff_refuses():
         diff(IMAGE, IMAGE)
     with pytest.raises(MigrationError, match="cannot run on the input of a, in no layout"):
         diff(IMAGE, shuffled(nn.Sequential(nn.Conv2d(7, 4, 3))), IMAGES)
+    with pytest.raises(MigrationError, match="a cannot run on its input"):
+        diff(shuffled(nn.Sequential(nn.Conv2d(7, 4, 3))), IMAGE, IMAGES)
+    for nothing in (IMAGES[:0], np.full_like(IMAGES, np.nan)):
+        with pytest.raises(MigrationError, match="no finite number"):
+            diff(IMAGE, IMAGE, nothing)
     with pytest.raises(MigrationError, match="'nobody', which the first model does not call"):
         diff(IMAGE, copy.deepcopy(IMAGE), IMAGES, pairs={"nobody": "1"})
     with pytest.raises(MigrationError, match="neither a torch module nor a Keras"):
@@ -682,6 +892,7 @@ def test_pairs_that_the_user_names():
 def test_the_models_are_as_they_were():
     a, b = copy.deepcopy(IMAGE), broken()
     b[1].train()
+    b[3].padding = (1, 1)  # what is wrong is put right in a new layer, which is initialized at random
     b.add_module("dropout", nn.Dropout(0.5))
     before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in (a, b)]
     state = torch.get_rng_state()
@@ -693,8 +904,11 @@ def test_the_models_are_as_they_were():
     assert [module.training for module in b.modules()].count(True) == 2
     assert b.dropout.p == 0.5
     assert torch.equal(state, torch.get_rng_state())
-    model = keras_network()
+    model, padded = keras_network(groups=4), like(KERAS, keras_network(padding="valid"))
+    state = random.getstate()
     values = [variable.numpy() for variable in model.variables]
+    diff(KERAS, padded)
     diff(KERAS, model)
+    assert random.getstate() == state
     assert all(np.array_equal(variable.numpy(), value) for variable, value in zip(model.variables, values, strict=True))
     assert not any("call" in vars(layer) for layer in model.layers)

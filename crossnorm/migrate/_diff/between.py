@@ -12,7 +12,7 @@ from crossnorm.rounding import VERDICT
 from .._settings import Linear
 from .._trace import Call, native
 from .causes import Cause, off
-from .glue import Glue, contrast, glue, same
+from .glue import Glue, contrast, glue, known, shared
 from .pairing import Pair
 
 Array = NDArray[Any]
@@ -21,42 +21,47 @@ Array = NDArray[Any]
 _REACH = 4
 
 
-def between(before: Sequence[Pair], taken: tuple[Array, Array], names: tuple[str, str]) -> tuple[str, Array, Array] | None:
+def between(
+    before: Sequence[Pair], taken: tuple[Array, Array], names: tuple[str, str], apart: bool
+) -> tuple[str, Array, Array] | None:
     """What the models do differently before a layer: in words, and what the second model and the first make of the same.
 
     Args:
         before: the pairs that were called before, in order.
         taken: the inputs of the two layers.
         names: of the models.
+        apart: whether the two layers give different things, so that what is known in one model only is no chance.
     """
     for pair in reversed(before[-_REACH:]):
         if not pair.single:
             continue
         one, other = (_from(call, inputs) for call, inputs in zip((pair.one[0], pair.other[0]), taken, strict=True))
-        if one is None or other is None:
+        if not (one and other) and not (apart and (one or other) and _close(*(call.output for (call,) in pair))):
             continue
-        if same(one, other):
+        if shared(one, other):
             return None
         mine, theirs = contrast(one, other)
         words = f"{mine} in {names[0]} and {theirs} in {names[1]}, behind {pair.one[0].part.name},"
         # The output before any activation: the first model's unless it has one inside its layer.
-        raw = next((call for call in (pair.one[0], pair.other[0]) if _activation(call) == "linear"), pair.one[0])
-        return words, _made(other, raw), _made(one, raw)
+        raw = next((call for call in (pair.one[0], pair.other[0]) if activation_of(call) == "linear"), pair.one[0])
+        return words, _made(other, raw, taken[1]), _made(one, raw, taken[0])
     return None
 
 
-def _from(call: Call, taken: Array) -> Glue | None:
-    return glue(call.output, taken, _activation(call))
+def _from(call: Call, taken: Array) -> list[Glue]:
+    return glue(call.output, taken, activation_of(call))
 
 
-def _activation(call: Call) -> str:
-    activation: str = getattr(call.part.settings, "activation", "linear")
-    return activation
+def activation_of(call: Call) -> str:
+    """The activation that a layer applies last; that of a recurrent one is inside of it."""
+    return call.part.settings.activation if isinstance(call.part.settings, Linear) else "linear"
 
 
-def _made(found: Glue, call: Call) -> Array:
+def _made(found: list[Glue], call: Call, taken: Array) -> Array:
+    if not found or not known(found[0].activation):
+        return taken
     # What the layer has already applied itself is not applied twice.
-    return (found if _activation(call) == "linear" else found._replace(activation=""))(call.output)
+    return (found[0] if activation_of(call) == "linear" else found[0]._replace(activation=""))(call.output)
 
 
 def turned(a: Call, b: Call, names: tuple[str, str], first: bool) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossnorm.errors import Unsupported
-from crossnorm.rounding import VERDICT, bound
+from crossnorm.rounding import VERDICT, bound, precision, unit_roundoff
 
 from .._parts import Part
 from .._trace import Call, Replay
@@ -67,11 +67,13 @@ class Trial:
 
     def run(self, suspect: Suspect | None = None) -> dict[str, Array]:
         """What the layer gives, as it is or with one change."""
-        part, training, inputs = self.call.part, self.training, self.inputs
+        call, part, training, inputs = self.call, self.call.part, self.training, self.inputs
         changes: Mapping[tuple[int, str], Array] = {}
         if suspect is not None:
             training = training if suspect.training is None else suspect.training
             changes = suspect.arrays
+            if suspect.arguments is not None:
+                call = replace(call, args=suspect.arguments.args, kwargs=suspect.arguments.kwargs)
             if suspect.fields or suspect.settings is not None or suspect.dtype:
                 changes = {}
                 try:
@@ -85,8 +87,8 @@ class Trial:
                     part = self._rebuilt(replace(suspect, fields={**suspect.fields, "padding": ()}))
         if self.activation != "linear":
             part = self.room.activated(part, self.activation)
-        with _written(self.parts, changes):
-            return quantities(self.room.replay(self.call, inputs, part=part, training=training, cotangent=self.cotangent))
+        with written(self.parts, changes):
+            return quantities(self.room.replay(call, inputs, part=part, training=training, cotangent=self.cotangent))
 
     def _rebuilt(self, suspect: Suspect) -> Part:
         part = self.call.part
@@ -108,7 +110,14 @@ class Trial:
             got = self.run(suspect)
         except Exception:  # whatever a framework raises where shapes do not fit
             return dict.fromkeys(self.target, np.inf)
-        return {name: off(values, got.get(name), self.units[name]) for name, values in self.target.items()}
+        return {name: off(values, got.get(name), self._unit(name, suspect)) for name, values in self.target.items()}
+
+    def _unit(self, name: str, suspect: Suspect | None) -> Array:
+        """A layer that is put into a coarser dtype rounds as that one does."""
+        if suspect is None or not suspect.dtype or precision(suspect.dtype) >= precision(self.call.dtype):
+            return self.units[name]
+        size = np.max(np.abs(self.target[name]), initial=0)
+        return np.asarray(self.units[name] + unit_roundoff(suspect.dtype) * size)
 
     def difference(self) -> float:
         """The largest difference of the output, or of what else is compared if that agrees, as a plain number."""
@@ -199,7 +208,7 @@ def worst(distances: Mapping[str, float], target: Mapping[str, Array]) -> float:
 
 
 @contextmanager
-def _written(parts: Sequence[Part], changes: Mapping[tuple[int, str], Array]) -> Iterator[None]:
+def written(parts: Sequence[Part], changes: Mapping[tuple[int, str], Array]) -> Iterator[None]:
     """Other values in some arrays of a live layer."""
     numbers = {number for number, _ in changes}
     try:

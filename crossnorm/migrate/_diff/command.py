@@ -3,9 +3,11 @@
 import importlib
 import inspect
 import json as json_module
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,9 @@ def run(
         training, step: as in `crossnorm.migrate.diff`.
         html, json: where to write the report, too.
     """
+    for path in (each for each in (html, json) if each is not None):
+        if not Path(path).parent.is_dir():
+            raise MigrationError(f"crossnorm diff: {path} cannot be written, since its folder does not exist; make it first")
     names = _names(pairs)
     given, other = load_inputs(inputs), load_inputs(target_inputs)
     found = diff(
@@ -89,16 +94,22 @@ def _made(path: str) -> Any:
         found = importlib.import_module(module)
         for step in name.split("."):
             found = getattr(found, step)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise MigrationError(f"crossnorm diff: {path} cannot be imported ({error}); give package.module:function") from error
+    except (Exception, SystemExit) as error:  # a module's own code can raise anything
+        raise MigrationError(
+            f"crossnorm diff: {path} cannot be imported ({_told(error)}); give package.module:function"
+        ) from error
     if not (inspect.isfunction(found) or inspect.isclass(found)):
         return found
     try:
         return found()
-    except TypeError as error:
+    except (Exception, SystemExit) as error:  # and so can a function's
         raise MigrationError(
-            f"crossnorm diff: {path} cannot be called without arguments ({error}); name one that can"
+            f"crossnorm diff: {path} cannot be called without arguments ({_told(error)}); name one that can"
         ) from error
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def load_inputs(paths: Sequence[str | Path]) -> tuple[NDArray[Any], ...]:
@@ -107,14 +118,12 @@ def load_inputs(paths: Sequence[str | Path]) -> tuple[NDArray[Any], ...]:
     for path in paths:
         file = _present(path)
         try:
-            loaded = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            # Opened here: NumPy leaves a broken archive open.
+            with file.open("rb") as opened:
+                loaded = np.load(opened, allow_pickle=False)
+                arrays += [loaded] if isinstance(loaded, np.ndarray) else [loaded[name] for name in loaded.files]
+        except (ValueError, OSError, EOFError, BadZipFile, zlib.error, NotImplementedError) as error:
             raise MigrationError(f"crossnorm diff: {path} is no file of NumPy arrays ({error}); give .npy or .npz") from error
-        if isinstance(loaded, np.ndarray):
-            arrays.append(loaded)
-        else:
-            with loaded:
-                arrays += [loaded[name] for name in loaded.files]
     return tuple(arrays)
 
 

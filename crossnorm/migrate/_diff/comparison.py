@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm.errors import MigrationError
-from crossnorm.rounding import VERDICT, precision
+from crossnorm.errors import MigrationError, Unsupported
+from crossnorm.rounding import DRAWS, VERDICT, perturbed, precision
 
 from .._frameworks import framework_of, room
 from .._inputs import as_tuple, sample
 from .._inputs import turned as turned_inputs
 from .._parts import Part
-from .._trace import Call, Key, Recording, Units
-from .between import between, confirmed, padded, reordered, turned
-from .causes import Cause, Trial, off, quantities, worst
+from .._trace import Call, Key, Recording, Units, canonical
+from .between import activation_of, between, confirmed, padded, reordered, turned
+from .causes import Cause, Trial, off, quantities, worst, written
 from .difference import Difference, Row
 from .pairing import Pair, paired
-from .suspects import Suspect, suspects
+from .suspects import Suspect, loose_suspects, suspects
 
 Array = NDArray[Any]
 
@@ -78,6 +78,7 @@ class _Side:
     framework: str
     room: Any
     parts: Sequence[Part]
+    loose: Sequence[Part] = ()
     inputs: tuple[Array, ...] = ()
 
     @classmethod
@@ -86,7 +87,11 @@ class _Side:
         if framework not in ("torch", "tensorflow"):
             raise MigrationError(f"diff: {name} is a model of {framework}; give models of torch or Keras 3")
         folder = room(framework)
-        return cls(model, name, framework, folder, folder.parts(model))
+        parts = folder.parts(model)
+        layers = {id(part.layer) for part in parts}
+        # Arrays that a module holds beside its layers, a positional embedding say: its output is no layer's output.
+        loose = [p for p in parts if p.kind == "unknown" and any(id(x) in layers for x in folder.layers_in(p.layer))]
+        return cls(model, name, framework, folder, [part for part in parts if part not in loose], loose)
 
     def owned(self, call: Call) -> list[Part]:
         """All parts of the layer of a call."""
@@ -124,6 +129,12 @@ def _give_inputs(one: _Side, other: _Side, inputs: Any, inputs_b: Any, training:
         one.inputs = given if side is one else turned_inputs(given, other.parts, one.parts)
     else:
         one.inputs = as_tuple(inputs)
+    if any(not x.size or (x.dtype.kind == "f" and not np.isfinite(x).any()) for x in one.inputs):
+        raise MigrationError("diff: an input holds no finite number, and nothing can be told apart on it; give other inputs")
+    try:
+        one.record(training)
+    except Exception as error:  # whatever a framework or the model itself raises
+        raise MigrationError(f"diff: {one.name} cannot run on its input ({_line(error)}); give inputs that it takes") from error
     if inputs_b is not None:
         other.inputs = as_tuple(inputs_b)
         return []
@@ -272,9 +283,15 @@ class _Comparison:
 
     def _row(self, stage: _Stage, pair: Pair, before: Sequence[Pair], sound: bool) -> Row:
         a, b = stage.at(pair)
-        trial, own = self._trial(stage, a, b, None)
-        apart = off(trial.target["output"], own, trial.units["output"])
-        alone = worst(trial.distances(), trial.target)
+        try:
+            trial, own = self._trial(stage, a, b, None)
+        except Unsupported as error:
+            self.notes.append(f"{a.part.name} was not compared: {error}")
+            return Row(a=a.part.name, b=b.part.name, kind=a.part.kind, units=np.nan, verdict="unknown")
+        apart, alone = self._far(trial, own)
+        if max(apart, alone) > VERDICT:
+            trial = _conditioned(trial, a)
+            apart, alone = self._far(trial, own)
         row = Row(a=a.part.name, b=b.part.name, kind=a.part.kind, units=apart, alone=alone)
         if alone > VERDICT:
             return replace(row, verdict="parts", causes=trial.causes(self._suspects(a, b)))
@@ -282,17 +299,35 @@ class _Comparison:
             return replace(row, verdict="parts", causes=found)
         if apart <= VERDICT:
             return row
-        return replace(row, verdict="parts before" if sound else "follows")
+        return self._parts_before(row, stage, a, b) if sound else replace(row, verdict="follows")
+
+    def _far(self, trial: Trial, own: Array | None) -> tuple[float, float]:
+        """How far the outputs of a pair are apart as the models run, and alone."""
+        return off(trial.target["output"], own, trial.units["output"]), worst(trial.distances(), trial.target)
+
+    def _parts_before(self, row: Row, stage: _Stage, a: Call, b: Call) -> Row:
+        """A row that parts for what lies before: because of an array that no layer holds, if that explains it."""
+        found = loose_suspects(self.one.loose, self.other.loose)
+        target, unit = stage.at(Pair((a,), (b,)))[0].output, stage.unit(a, b, "output")
+        causes: list[Cause] = []
+        for part, suspect in found:
+            with written([part], suspect.arrays):
+                again, _ = self.other.record_until(self.training)  # a model may break off behind this layer
+            after = next((call.output for call in again.calls if call.key == b.key), None)
+            causes += confirmed(suspect.words, {"before": b.output, "after": after}, target, unit)
+        return replace(
+            row, verdict="parts" if causes else "parts before", causes=[cause for cause in causes if cause.share > 0.5]
+        )
 
     def _suspects(self, a: Call, b: Call) -> list[Suspect]:
         parts = self.one.owned(a), self.other.owned(b)
-        found = suspects(a, b, parts, (self.one.name, self.other.name), reordered(a, b))
+        found = suspects(a, b, parts, (self.one.name, self.other.name), reordered(a, b), self.one.parts)
         return found if padded(a, b) is None else [each for each in found if "padding" not in each.fields]
 
     def _trial(self, stage: _Stage, a: Call, b: Call, cotangent: Array | None) -> tuple[Trial, Array | None]:
         """The second layer alone on the input of the first one; and what it gave in its model, made comparable."""
         order = reordered(a, b)
-        activations = [getattr(call.part.settings, "activation", "linear") for call in (a, b)]
+        activations = [activation_of(call) for call in (a, b)]
         extra = ["linear", "linear"]
         if activations[0] != activations[1] and "linear" in activations:
             # One model has a layer of its own for it.
@@ -340,8 +375,9 @@ class _Comparison:
             own = b.output
             size = float(np.max(np.abs(own - want), initial=0)) if own.shape == want.shape else np.inf
             return [Cause(words, 1, size)]
+        whole = apart > VERDICT and all(pair.one and pair.other for pair in before)
         for name, x in a.inputs.items():
-            if name not in b.inputs or (found := between(before, (x, b.inputs[name]), names)) is None:
+            if name not in b.inputs or (found := between(before, (x, b.inputs[name]), names, whole)) is None:
                 continue
             words, wrong, right = found
             got = {
@@ -368,12 +404,14 @@ class _Comparison:
 
     def _with_step(self, stage: _Stage, pair: Pair, row: Row) -> Row:
         """A row with what a step of training adds to it."""
-        if not pair.single or not stage.has(pair):
+        if not pair.single or not stage.has(pair) or row.verdict == "unknown":
             return row
         a, b = stage.at(pair)
         if a.gradient is None and not getattr(a.part.settings, "state", ()):
             return row
         trial, _ = self._trial(stage, a, b, a.gradient)
+        if worst(trial.distances(), trial.target) > VERDICT:
+            trial = _conditioned(trial, a)
         far = trial.distances()
         states = {name: value for name, value in far.items() if name in trial.target and name in a.part.arrays}
         rest = {name: value for name, value in far.items() if name not in states}
@@ -401,12 +439,41 @@ class _Comparison:
         if units <= VERDICT:
             return row
         names = self.one.name, self.other.name
-        if found := between(pairs, (one, other), names):
+        # Arranged as the layers before arrange theirs.
+        last = next((pair for pair in reversed(pairs) if pair.single), ((), ()))
+        taken = [canonical(x, call.part) for x, (call,) in zip((one, other), last, strict=True)] if all(last) else [one, other]
+        if found := between(pairs, (taken[0], taken[1]), names, True):
             words, wrong, right = found
             causes = confirmed(words, {"before": wrong, "after": right}, right, unit)
             return replace(row, verdict="parts", causes=causes)
         sound = all(each.agrees for each in rows)
         return replace(row, verdict="parts before" if sound else "follows")
+
+
+def _conditioned(trial: Trial, a: Call) -> Trial:
+    """The trial with units that count the layer's own input: what one roundoff there changes.
+
+    Where a normalization divides by a spread that is all rounding, that is much more than rounding the weights changes.
+    """
+    if precision(a.dtype) < precision(trial.call.dtype):
+        return trial
+    random, units = np.random.default_rng(0), dict(trial.units)
+    try:
+        exact = trial.run()
+        for _ in range(DRAWS):
+            moved = {
+                name: perturbed(np.asarray(x, np.float64), a.dtype, random) if x.dtype.kind == "f" else x
+                for name, x in trial.inputs.items()
+            }
+            for name, values in replace(trial, inputs=moved).run().items():
+                if name in units and units[name].ndim == values.ndim:
+                    axes = tuple(size for size, wide in enumerate(units[name].shape) if wide == 1)
+                    units[name] = np.fmax(
+                        units[name], np.max(np.abs(values - exact[name]), axis=axes, keepdims=True, initial=0)
+                    )
+    except Exception:  # whatever a framework raises where shapes do not fit, which is told otherwise
+        return trial
+    return replace(trial, units=units)
 
 
 def _line(error: Exception) -> str:
@@ -424,10 +491,10 @@ def _layouts(values: Array) -> list[Array]:
 
 
 def _concatenated(outputs: Sequence[Array]) -> list[Array]:
-    """Two directions side by side, the second one in either order of time."""
-    if len(outputs) != 2 or outputs[0].shape[:-1] != outputs[1].shape[:-1]:
+    """The last two outputs, of two directions, side by side, the second one in either order of time."""
+    if len(outputs) % 2 or outputs[-2].shape[:-1] != outputs[-1].shape[:-1]:
         return []
-    first, second = outputs
+    first, second = outputs[-2:]
     return [
         np.concatenate(each, -1) for each in ([first, second], [first, second[:, ::-1]] if first.ndim > 2 else [first, second])
     ]

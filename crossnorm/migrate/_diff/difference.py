@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
+from rich.table import Column, Table
 
 from crossnorm.rounding import VERDICT
 
@@ -28,7 +28,8 @@ class Row:
         training: the same of outputs and gradients in training; NaN where there is nothing to compare.
         statistics: the same of what a step of training leaves behind.
         verdict: ``"agrees"``; ``"parts"``: here is a difference; ``"parts before"``: it lies between the layers before and this
-            one; ``"follows"``: of what lies before; ``"unpaired"``.
+            one; ``"follows"``: of what lies before; ``"unpaired"``; ``"unknown"``: a layer that could not be compared, of
+            which only what it does to the layers behind it can be told.
         causes: why, each confirmed by substitution.
     """
 
@@ -46,7 +47,8 @@ class Row:
     def alone_in(cls, pair: Pair) -> "Row":
         """The row of a layer that the other model has not."""
         a, b = ("+".join(call.part.name for call in calls) for calls in pair)
-        return cls(a=a, b=b, kind=(pair.one or pair.other)[0].part.kind, units=math.nan, verdict="unpaired")
+        kind = (pair.one or pair.other)[0].part.kind
+        return cls(a=a, b=b, kind=kind, units=math.nan, verdict="unknown" if kind == "unknown" else "unpaired")
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        return self.verdict == "agrees"
+        return self.verdict in ("agrees", "unknown")
 
     def __str__(self) -> str:
         if self.causes:
@@ -105,13 +107,22 @@ class Difference:
         if row.causes:
             sentence = f"{one} and {other} part: {row}"
         elif row.verdict == "unpaired":
-            sentence = f"{one} and {other} part: {row.name} is in {one if row.a else other} only"
+            sentence = f"{one} and {other} part: {self._unpaired(row)}"
         elif row.verdict == "parts before":
-            sentence = f"{one} and {other} part between {self._before(row)} and {row.name}, in what holds no weights"
+            sentence = f"{one} and {other} part between {self._before(row)} and {row.name}, in what is no known layer"
         else:
-            sentence = f"{one} and {other} part in {row.name}, for no cause that could be confirmed"
+            when = "" if max(row.units, row.alone) > VERDICT else ", in training"
+            sentence = f"{one} and {other} part in {row.name}{when}, for no cause that could be confirmed"
         more = len(self.culprits) - 1
         return sentence + (f"; and {more} more layer{'s' * (more > 1)}" if more > 0 else "")
+
+    def _unpaired(self, row: Row) -> str:
+        """A name that stands alone in both models is of two kinds that cannot be compared."""
+        alone = {bool(each.a): each for each in self.rows if each.name == row.name and not (each.a and each.b)}
+        if len(alone) < 2:
+            return f"{row.name} is in {self.names[0] if row.a else self.names[1]} only"
+        mine, theirs = (_kind(alone[first]) for first in (True, False))
+        return f"{row.name} is {mine} in {self.names[0]} and {theirs} in {self.names[1]}"
 
     def _before(self, row: Row) -> str:
         place = self.rows.index(row)
@@ -129,7 +140,8 @@ class Difference:
         return plain
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table("layer", *_TITLES[:-1])
+        # A name that is cut says nothing: it goes on in the next line.
+        table = Table(Column("layer", overflow="fold"), *_TITLES[:-1], padding=(0, 0, 0, 1))
         for row in self.rows:
             style = None if row.agrees else "dim" if row.verdict == "follows" else "bold"
             table.add_row(row.name, *_cells(row)[:-1], style=style)
@@ -161,7 +173,11 @@ class Difference:
 
 def _cells(row: Row) -> list[str]:
     numbers = [_shown(number) for number in (row.units, row.alone, row.training, row.statistics)]
-    return [row.kind.replace("_", " "), *numbers, row.verdict, "; ".join(map(str, row.causes))]
+    return [_kind(row), *numbers, row.verdict, "; ".join(map(str, row.causes))]
+
+
+def _kind(row: Row) -> str:
+    return row.kind.replace("_", " ")
 
 
 def _shown(number: float) -> str:

@@ -19,12 +19,28 @@ class Glue(NamedTuple):
     factor: float
 
     def __call__(self, output: Array) -> Array:
-        return _SHAPES[self.shape](ACTIVATIONS[self.activation](output.astype(np.float64))) * self.factor
+        return _SHAPES[self.shape](_function(self.activation)(output.astype(np.float64))) * self.factor
 
 
-def _softmax(x: Array) -> Array:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+def known(activation: str) -> bool:
+    """Whether it can be computed here; a layer may apply another one itself."""
+    return activation in ACTIVATIONS or activation.startswith(_LEAKY)
+
+
+def _function(activation: str) -> Function:
+    if activation in ACTIVATIONS:
+        return ACTIVATIONS[activation]
+    return _leaky(float(activation.removeprefix(_LEAKY)))
+
+
+def _softmax(axis: int) -> Function:
+    def softmax(x: Array) -> Array:
+        if axis >= x.ndim - 1:
+            return np.full(x.shape, np.nan)
+        e = np.exp(x - x.max(axis, keepdims=True))
+        return np.asarray(e / e.sum(axis, keepdims=True))
+
+    return softmax
 
 
 def _sigmoid(x: Array) -> Array:
@@ -60,8 +76,11 @@ ACTIVATIONS: dict[str, Function] = {
     "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
     "tanh": np.tanh,
     "softplus": lambda x: np.logaddexp(0, x),
-    "softmax": _softmax,
+    "softmax": _softmax(-1),
+    "softmax over the batch": _softmax(0),
+    "softmax over the steps": _softmax(1),
 }
+_LEAKY = "leaky_relu of slope "
 # What Keras' settings call them, where that is another name.
 _NAMES = {"linear": "", "leaky_relu": "leaky_relu of slope 0.2", "swish": "silu"}
 
@@ -91,18 +110,21 @@ _SHAPES: dict[str, Function] = {
     "maximum pooling": _pooled(False),
     "the last step": lambda x: x[:, -1],
 }
+# As many values do not agree by accident.
+_ENOUGH = 16
 # The weights behind it have the same order.
 _FLATTENED = "a flattening"
 
 
-def glue(output: Array, taken: Array, activation: str = "linear") -> Glue | None:
-    """What makes ``taken``, the input of a layer, from ``output`` of an earlier one, or None if it is nothing known.
+def glue(output: Array, taken: Array, activation: str = "linear") -> list[Glue]:
+    """All that makes ``taken``, the input of a layer, from ``output`` of an earlier one; empty if it is nothing known.
 
     ``activation`` is what the earlier layer has already applied itself; it counts.
     """
-    if output.dtype.kind != "f" or taken.dtype.kind != "f":
-        return None
-    own = _NAMES.get(activation, activation)
+    if output.dtype.kind != "f" or taken.dtype.kind != "f" or not taken.size:
+        return []
+    output, own = output.astype(np.float64), _NAMES.get(activation, activation)
+    made: dict[tuple[str, str], Array] = {}
     for shape, shaped in _SHAPES.items():
         if (shape != "" and output.ndim < 3) or (not shape and output.shape != taken.shape):
             continue
@@ -110,45 +132,76 @@ def glue(output: Array, taken: Array, activation: str = "linear") -> Glue | None
             if own and name:
                 continue
             with np.errstate(all="ignore"):
-                made = shaped(function(output.astype(np.float64)))
-            if made.shape != taken.shape:
+                values = shaped(function(output))
+            if values.shape != taken.shape:
                 break
-            factor = _factor(made, taken, name == "" and shape == "")
-            if factor is not None:
-                return Glue(name or own, shape, factor)
-    return None
+            made[name or own, shape] = values
+    exact = [Glue(*key, 1.0) for key, values in made.items() if _fits(values, taken)]
+    return exact or _leaking(output, taken, own) or _multiples(made, taken)
 
 
-def _factor(made: Array, taken: Array, scaled: bool) -> float | None:
-    """By what ``taken`` is a multiple of ``made``: 1, or another number if it may be ``scaled``; None if it is not."""
-    size = float(np.abs(taken).max(initial=0))
-    if not math.isfinite(size) or size == 0:
-        return None
-    # Rounding of the activation in the dtype of the model, half precision at the coarsest.
-    tolerance = 2e-5 * size
-    if np.abs(made - taken).max() <= tolerance:
-        return 1.0
-    norm = float(np.sum(made * made))
-    factor = float(np.sum(made * taken)) / norm if scaled and norm else 0.0
-    return factor if factor and np.abs(made * factor - taken).max() <= tolerance else None
+def _fits(made: Array, taken: Array) -> bool:
+    size = float(np.abs(taken).max())
+    # Rounding of the activation in the dtype of the model.
+    return math.isfinite(size) and size > 0 and bool(np.abs(made - taken).max() <= 2e-5 * size)
 
 
-def same(one: Glue, other: Glue) -> bool:
-    """Whether two models do the same there; in which order an image is flattened is a matter of the weights behind it."""
+def _leaking(output: Array, taken: Array, own: str) -> list[Glue]:
+    """A leaky_relu of any slope."""
+    if own or output.shape != taken.shape or np.sum(output < 0) < _ENOUGH:
+        return []
+    slope = _ratio(output[output < 0], taken[output < 0])
+    return [Glue(f"{_LEAKY}{slope:.6g}", "", 1.0)] if 0 < slope < 1 and _fits(_leaky(slope)(output), taken) else []
+
+
+def _multiples(made: dict[tuple[str, str], Array], taken: Array) -> list[Glue]:
+    if taken.size < _ENOUGH:
+        return []
+    factors = {key: _ratio(values, taken) for key, values in made.items()}
+    return [Glue(*key, factor) for key, factor in factors.items() if factor and _fits(made[key] * factor, taken)]
+
+
+def _ratio(made: Array, taken: Array) -> float:
+    with np.errstate(all="ignore"):
+        ratio = float(np.sum(made * taken)) / float(np.sum(made * made)) if made.any() else 0.0
+    return ratio if math.isfinite(ratio) else 0.0
+
+
+def shared(one: list[Glue], other: list[Glue]) -> bool:
+    """Whether two models may do the same there: relu and relu6 are one where nothing is above 6."""
+    return any(_same(x, y) for x in one for y in other)
+
+
+def _same(one: Glue, other: Glue) -> bool:
+    # In which order an image is flattened is a matter of the weights behind it.
     shapes = [_FLATTENED if glue.shape.startswith(_FLATTENED) else glue.shape for glue in (one, other)]
     return (
         one.activation == other.activation and shapes[0] == shapes[1] and math.isclose(one.factor, other.factor, rel_tol=1e-4)
     )
 
 
-def contrast(one: Glue, other: Glue) -> tuple[str, str]:
-    """In what two of them differ, in words."""
+def contrast(one: list[Glue], other: list[Glue]) -> tuple[str, str]:
+    """In what two models differ there, in words; what is not known is "something else"."""
+    if not one or not other:
+        return tuple(_described(each) for each in (one, other))  # type: ignore[return-value]
     words: list[list[str]] = [[], []]
     for each, found in zip((one, other), words, strict=True):
-        if one.activation != other.activation:
-            found.append(each.activation or "no activation")
-        if one.shape != other.shape:
-            found.append(each.shape or "nothing else")
-        if one.factor != other.factor:
-            found.append(f"a factor of {each.factor:.6g}")
+        if one[0].activation != other[0].activation:
+            found.append(each[0].activation or "no activation")
+        if one[0].shape != other[0].shape:
+            found.append(each[0].shape or "nothing else")
+        if one[0].factor != other[0].factor:
+            found.append(_multiple(each[0]))
     return " and ".join(words[0]), " and ".join(words[1])
+
+
+def _described(found: list[Glue]) -> str:
+    if not found:
+        return "something else"
+    # The plainest of what the data cannot tell apart.
+    words = [found[0].activation, found[0].shape, _multiple(found[0]) if found[0].factor != 1 else ""]
+    return " and ".join(filter(None, words)) or "no operation"
+
+
+def _multiple(found: Glue) -> str:
+    return "no factor" if found.factor == 1 else f"a factor of {found.factor:.6g}"

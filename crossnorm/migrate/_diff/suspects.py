@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossnorm.rounding import precision
 from crossnorm.spec import NormSpec
 
 from .._parts import Part
@@ -27,6 +26,7 @@ class Suspect:
         arrays: by the number of the layer's part and the name.
         training: the mode.
         dtype: in which it computes.
+        arguments: the call whose arguments it gets beside its inputs.
     """
 
     words: str
@@ -35,6 +35,7 @@ class Suspect:
     arrays: Mapping[tuple[int, str], Array] = field(default_factory=dict)
     training: bool | None = None
     dtype: str | None = None
+    arguments: Call | None = field(default=None, repr=False)
 
     def __and__(self, other: "Suspect") -> "Suspect":
         return Suspect(
@@ -44,11 +45,17 @@ class Suspect:
             arrays={**self.arrays, **other.arrays},
             training=other.training if self.training is None else self.training,
             dtype=self.dtype or other.dtype,
+            arguments=self.arguments or other.arguments,
         )
 
 
 def suspects(
-    a: Call, b: Call, parts: tuple[Sequence[Part], Sequence[Part]], names: tuple[str, str], order: Array | None
+    a: Call,
+    b: Call,
+    parts: tuple[Sequence[Part], Sequence[Part]],
+    names: tuple[str, str],
+    order: Array | None,
+    known: Sequence[Part],
 ) -> list[Suspect]:
     """What may be the cause, the plainest first.
 
@@ -57,13 +64,14 @@ def suspects(
         parts: all parts of each layer.
         names: of the models.
         order: of the features of ``a`` in which ``b`` takes them, behind a flattened image.
+        known: all parts of the first model.
     """
-    found = [*_mode(a, b, names), *_dtype(a, b, parts), *_fields(a, b)]
+    found = [*_mode(a, b, names), *_dtype(a, b, parts), *_arguments(a, b), *_fields(a, b)]
     count = a.output.size // max(a.output.shape[-1], 1) if a.output.ndim else 1
     if len(parts[0]) == len(parts[1]):
         for number, (one, other) in enumerate(zip(*parts, strict=True)):
             prefix = f"{one.name.rpartition('.')[2]}: " if len(parts[0]) > 1 else ""
-            found += _arrays(one, other, number, prefix, count, order)
+            found += _arrays(one, other, number, prefix, count, order, known)
     return found
 
 
@@ -80,7 +88,7 @@ def _mode(a: Call, b: Call, names: tuple[str, str]) -> list[Suspect]:
 
 
 def _dtype(a: Call, b: Call, parts: tuple[Sequence[Part], Sequence[Part]]) -> list[Suspect]:
-    if a.dtype == b.dtype or precision(a.dtype) < precision(b.dtype):
+    if a.dtype == b.dtype:
         return []
     # Where the weights were rounded as well, the unrounded ones belong to it.
     arrays = {
@@ -90,6 +98,28 @@ def _dtype(a: Call, b: Call, parts: tuple[Sequence[Part], Sequence[Part]]) -> li
         if name in other.arrays and np.array_equal(array.astype(other.arrays[name].dtype), other.arrays[name], equal_nan=False)
     }
     return [Suspect(words=f"dtype {a.dtype} against {b.dtype}", dtype=a.dtype, arrays=arrays)]
+
+
+def _arguments(a: Call, b: Call) -> list[Suspect]:
+    """What else a layer is called with, a mask say; of another framework it cannot be put in place."""
+    if a.part.framework != b.part.framework or a.part.kind != b.part.kind:
+        return []
+    names = [name for name in {**a.kwargs, **b.kwargs} if name not in (*a.inputs, "training")]
+    given = {name: tuple(_shown(call.kwargs.get(name)) for call in (a, b)) for name in names}
+    words = [
+        f"{_spelled(name)} {'of other values' if x[:2] == y[:2] != () else f'{x[0]} against {y[0]}'}"
+        for name, (x, y) in given.items()
+        if x != y
+    ]
+    return [Suspect(words=" and ".join(words), arguments=a)] if words else []
+
+
+def _shown(value: Any) -> tuple[Any, ...]:
+    """A value in words; of an array also what tells it from others."""
+    if not hasattr(value, "shape"):
+        return (repr(value),)
+    array = np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+    return f"of shape {array.shape}", array.dtype.name, array.tobytes()
 
 
 def _fields(a: Call, b: Call) -> list[Suspect]:
@@ -120,7 +150,9 @@ def _spelled(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _arrays(one: Part, other: Part, number: int, prefix: str, count: int, order: Array | None) -> list[Suspect]:
+def _arrays(
+    one: Part, other: Part, number: int, prefix: str, count: int, order: Array | None, known: Sequence[Part]
+) -> list[Suspect]:
     here, there = values_of(one), values_of(other)
     if order is not None:
         here = {name: x[..., order] if x.shape[-1:] == order.shape else x for name, x in here.items()}
@@ -131,12 +163,34 @@ def _arrays(one: Part, other: Part, number: int, prefix: str, count: int, order:
     for name, x in here.items():
         y = there.get(name, np.zeros(0))
         if x.shape == y.shape and not np.array_equal(x, y, equal_nan=True) and name != "batches_tracked":
-            words = f"{prefix}{_spelled(name)} {resemblance(other, name, x, y, count)}"
+            words = f"{prefix}{_spelled(name)} {_taken(one, name, y, known) or resemblance(other, name, x, y, count)}"
             changes = {(number, name): x}
             if name == "bias" and "recurrent_bias" in here and one.kind == "lstm":
                 changes[number, "recurrent_bias"] = here["recurrent_bias"]
             found.append(Suspect(words=words, arrays={key: each for key, each in changes.items() if key[1] in other.arrays}))
     return sorted(found, key=lambda suspect: suspect.words.endswith("differs"))
+
+
+def _taken(one: Part, name: str, array: Array, known: Sequence[Part]) -> str:
+    """Whose array it is in the first model, if that is not ``one`` but another layer."""
+    others = [part for part in known if part is not one and name in part.arrays]
+    owners = [part.name for part in others if np.array_equal(part.arrays[name], array)]
+    return f"is that of {owners[0]}" if len(owners) == 1 and np.ptp(array) else ""
+
+
+def loose_suspects(ones: Sequence[Part], others: Sequence[Part]) -> list[tuple[Part, Suspect]]:
+    """Arrays that modules hold beside their layers and that differ, each with the part of the second model that holds it."""
+    held = [(part, name, array) for part in ones for name, array in part.arrays.items()]
+    found = []
+    for other in others:
+        for name, y in other.arrays.items():
+            likes = [(part, x) for part, n, x in held if n == name and x.shape == y.shape]
+            # Of several the one with the same path.
+            part, x = next((each for each in likes if each[0].name == other.name), likes[0] if len(likes) == 1 else (None, y))
+            if part is not None and not np.array_equal(x, y, equal_nan=x.dtype.kind == "f"):
+                words = f"{_spelled(name)} of {other.name} {resemblance(other, name, x, y, 1)}"
+                found.append((other, Suspect(words=words, arrays={(0, name): x})))
+    return found
 
 
 def needed(settings: Any, arrays: Mapping[str, Array], spare: Mapping[str, Array]) -> dict[str, Array]:

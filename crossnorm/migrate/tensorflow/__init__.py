@@ -11,6 +11,7 @@ from .layers import write as write
 from .parts import parts as parts
 from .rebuild import activated as activated
 from .rebuild import rebuilt as rebuilt
+from .trace import layers_in as layers_in
 from .trace import record as record
 from .trace import replay as replay
 from .trace import units as units

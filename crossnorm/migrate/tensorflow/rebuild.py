@@ -13,10 +13,16 @@ from .._settings import Attention, Linear, Recurrent
 from .layers import build, describe
 from .linear import layer_of
 from .parts import parts
+from .trace import undrawn
 
 
 def rebuilt(part: Part, settings: Any, arrays: Arrays, dtype: str | None = None) -> Part:
     """A part with a new layer of other settings and arrays; what Keras lacks is Unsupported."""
+    with undrawn():
+        return _rebuilt(part, settings, arrays, dtype)
+
+
+def _rebuilt(part: Part, settings: Any, arrays: Arrays, dtype: str | None) -> Part:
     old = part.layer
     dtype = dtype or old.dtype_policy.name
     if isinstance(settings, NormSpec):

@@ -167,14 +167,14 @@ def units(
     moving = model if twin is None else twin
     before = [variable.numpy() for variable in moving.weights]
 
-    def run(random: np.random.Generator | None) -> Recording:
+    def run(generator: np.random.Generator | None) -> Recording:
         moved = list(inputs)
-        if random is not None:
+        if generator is not None:
             for variable, values, dtype in zip(moving.weights, before, dtypes, strict=True):
                 if np.asarray(values).dtype.kind not in "iub":
-                    variable.assign(perturbed(np.asarray(values, np.float64), dtype, random))
+                    variable.assign(perturbed(np.asarray(values, np.float64), dtype, generator))
             moved = [
-                perturbed(np.asarray(x, np.float64), dtype, random) if x.dtype.kind not in "iub" else x
+                perturbed(np.asarray(x, np.float64), dtype, generator) if x.dtype.kind not in "iub" else x
                 for x, dtype in zip(inputs, input_dtypes, strict=True)
             ]
         return record(moving, twins, moved, training=training, cotangent=cotangent)
@@ -184,6 +184,11 @@ def units(
     finally:
         for variable, values in zip(moving.weights, before, strict=True):
             variable.assign(values)
+
+
+def layers_in(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers inside a layer, at any depth."""
+    return [layer for layer in model._flatten_layers() if layer is not model]
 
 
 def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.Layer | None:
@@ -196,7 +201,8 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.La
         # For layers that a subclassed model makes itself.
         keras.config.set_dtype_policy("float64")
         # Keras warns of what the user's own model did as well, and the copy is checked.
-        with warnings.catch_warnings(action="ignore"), keras.utils.custom_object_scope(kinds), _undisturbed(model, True):
+        warned = warnings.catch_warnings(action="ignore")
+        with warned, keras.utils.custom_object_scope(kinds), undrawn(), _undisturbed(model, True):
             twin = _again(model)
             got = _called(twin, [_tensor(x, "float64") for x in inputs], {"training": False})
             dtypes = _input_dtypes(model, inputs)
@@ -214,6 +220,16 @@ def _twin(model: keras.layers.Layer, inputs: Sequence[Array]) -> keras.layers.La
         random.setstate(state)
     same = got.dtype == np.float64 and got.shape == own.shape and np.allclose(got, own, 0.1, 0.1 * np.abs(own).max(initial=0))
     return twin if same else None
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Layers are made, and Python's random numbers, of which Keras takes their seeds, go on as if they were not."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def _again(model: keras.layers.Layer) -> keras.layers.Layer:

@@ -114,7 +114,9 @@ def replay(
             # Another layer may compute in another dtype.
             dtypes = [] if layer is call.part.layer else [tensor.dtype for tensor in _floats(layer)]
             own = {
-                name: torch.as_tensor(native(inputs[name], part)).to(like.device, dtypes[0] if dtypes else like.dtype)
+                name: torch.as_tensor(native(inputs[name], part)).to(
+                    like.device, dtypes[0] if dtypes and like.is_floating_point() else like.dtype
+                )
                 for name, like in own.items()
             }
         own = {name: _leaf(tensor, cotangent is not None) for name, tensor in own.items()}
@@ -172,6 +174,11 @@ def units(
         return measure(runner(_copy(model).double()), own)
     except RuntimeError:
         return measure(runner(_copy(model)), own)
+
+
+def layers_in(model: nn.Module) -> list[nn.Module]:
+    """The modules inside a module, at any depth."""
+    return [module for module in model.modules() if module is not model]
 
 
 def _copy(model: nn.Module) -> nn.Module:
