@@ -173,6 +173,11 @@ def arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
     }
 
 
+def by_name(parts: Sequence[Part], values_of: Callable[[Part], Mapping[int, Array]]) -> dict[Key, Array]:
+    """What `arranged` gives for every part, by the names of part and array."""
+    return {(part.name, name): values for part in parts for name, values in arranged(part, values_of(part)).items()}
+
+
 def with_gradients(call: Call, gradients: Mapping[int, Array], output: Any, inputs: Mapping[str, Any]) -> Call:
     """A call with the gradients that exist, by the ids of its output and its inputs."""
     found = {name: canonical(gradients[id(tensor)], call.part) for name, tensor in inputs.items() if id(tensor) in gradients}

@@ -839,8 +839,8 @@ def test_what_diff_refuses():
         diff(IMAGE, shuffled(nn.Sequential(nn.Conv2d(7, 4, 3))), IMAGES)
     with pytest.raises(MigrationError, match="a cannot run on its input"):
         diff(shuffled(nn.Sequential(nn.Conv2d(7, 4, 3))), IMAGE, IMAGES)
-    for nothing in (IMAGES[:0], np.full_like(IMAGES, np.nan)):
-        with pytest.raises(MigrationError, match="no finite number"):
+    for nothing, words in ((IMAGES[:0], "is empty"), (np.full_like(IMAGES, np.nan), "no finite number")):
+        with pytest.raises(MigrationError, match=words):
             diff(IMAGE, IMAGE, nothing)
     with pytest.raises(MigrationError, match="'nobody', which the first model does not call"):
         diff(IMAGE, copy.deepcopy(IMAGE), IMAGES, pairs={"nobody": "1"})

@@ -24,6 +24,7 @@ from .._trace import (
     Units,
     arranged,
     broken_off,
+    by_name,
     canonical,
     main_inputs,
     measure,
@@ -74,23 +75,14 @@ def record(
             output = outputs[0]
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
         found = _gradients(tape, output, cotangent, [*tapped, *watched], learned)
-        states = {
-            (part.name, name): values
-            for part in parts
-            for name, values in arranged(part, _values(part.variables[n] for n in state_names(part))).items()
-        }
+        states = by_name(parts, lambda part: _values(part.variables[name] for name in state_names(part)))
     calls = [with_gradients(call, found, *tap) for call, tap in zip(calls, taps, strict=True)]
     return Recording(
         calls=calls,
         output=_numpy(output),
         outputs=tuple(map(_numpy, outputs)),
         input_gradients=tuple(found.get(id(tensor)) for tensor in given),
-        gradients={
-            (part.name, name): values
-            for part in parts
-            if cotangent is not None
-            for name, values in arranged(part, {id(v): found[id(v)] for v in _learned(part) if id(v) in found}).items()
-        },
+        gradients=by_name(parts, lambda part: found),
         states=states,
     )
 
