@@ -106,6 +106,10 @@ def test_batch_norm_to_synchronized():
     assert model[1].weight is weight
     assert torch.equal(model[1].running_mean, mean)
     assert model[1].momentum == 0.25
+    halves = nn.Sequential(nn.BatchNorm2d(3))
+    halves[0].weight.data, halves[0].bias.data = halves[0].weight.data.half(), halves[0].bias.data.half()
+    new = convert(halves, rules.synchronized())[0]
+    assert (new.weight.dtype, new.running_var.dtype) == (torch.float16, torch.float32)
     biased = nn.Sequential(crossnorm.torch.BatchNorm2d(3, running_variance="biased"))
     first = biased[0]
     with pytest.raises(Unsupported, match="running_variance='biased'"):

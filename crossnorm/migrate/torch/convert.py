@@ -12,7 +12,6 @@ from crossnorm.torch._base import Layer, momentum_of
 from crossnorm.torch._weight import parametrization_of
 
 from .._description import Description
-from .layers import write
 
 # The dictionaries in which a module keeps its hooks.
 _HOOKS = (
@@ -133,12 +132,5 @@ def synchronized(layer: nn.Module, description: Description) -> nn.Module | None
         )
     if spec.offset and not spec.scale:
         raise Unsupported("convert: torch.nn.SyncBatchNorm has no offset without a scale; give the layer a scale")
-    new = nn.SyncBatchNorm(
-        spec.channels, spec.eps, momentum_of(spec.decay), spec.scale, spec.tracked, bias=spec.offset, dtype=_dtype(layer)
-    )
-    write(new, description.arrays)
-    return new
-
-
-def _dtype(layer: nn.Module) -> torch.dtype | None:
-    return next((tensor.dtype for tensor in layer.parameters()), None)
+    # Its parameters and statistics will be those of the layer.
+    return nn.SyncBatchNorm(spec.channels, spec.eps, momentum_of(spec.decay), spec.scale, spec.tracked, bias=spec.offset)
