@@ -37,7 +37,7 @@ def main():
         transfer(source, ResNet18(normalization=nn.BatchNorm2d))
     except MigrationError as error:
         refusal = str(error)
-    print(*refusal.splitlines()[:2], "  ...\n", sep="\n")
+    print(refusal, "\n")
 
     # 2. With Keras' eps it computes the same. torch's momentum is the weight of the new value: 0.1 is what Keras calls 0.9.
     target = ResNet18(normalization=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.1))

@@ -95,6 +95,13 @@ def test_what_is_refused_is_listed(source, target, mapping, skip, words):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+def test_what_many_pairs_differ_in_is_told_once():
+    source, target = ([norm(name, eps=eps) for name in "abc"] for eps in (1e-3, 1e-5))
+    with pytest.raises(MigrationError, match="there is a problem, and nothing was written") as caught:
+        match(source, target, {}, ())
+    assert "source a and target a, and 2 more pairs, compute different things: eps 0.001 against 1e-05" in str(caught.value)
+
+
 def test_training_fields_are_no_obstacle():
     one, other = norm("a", decay=0.99, running_variance="biased"), norm("a")
     assert matched([one], [other]) == {"a": "a"}

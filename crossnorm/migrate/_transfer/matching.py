@@ -64,8 +64,7 @@ def match(source: Sequence[Part], target: Sequence[Part], mapping: Mapping[str, 
     left, right = [p for p in source if p.name not in fixed], [p for p in target if p.name not in taken]
     fixed |= _match_rest(left, right)
     pairs = [(part, fixed[part.name]) for part in source]
-    problems = [problem for one, other in pairs if (problem := _misfit(one, other))]
-    if problems:
+    if problems := [*_misfits(pairs), *_other_functions(pairs)]:
         raise refusal(problems)
     return pairs
 
@@ -74,7 +73,8 @@ def refusal(problems: Sequence[str]) -> MigrationError:
     """All problems in one error."""
     listed = "".join(f"\n  - {problem}" for problem in problems)
     return MigrationError(
-        f"transfer: {len(problems)} of the parts cannot be moved, and nothing was written:{listed}\n"
+        f"transfer: there {'is a problem' if len(problems) == 1 else f'are {len(problems)} problems'}, and nothing was written:"
+        f"{listed}\n"
         "name pairs by mapping={source name: target name}, leave parts out by skip=[name], or change one of the models"
     )
 
@@ -173,16 +173,27 @@ def _shown(part: Part) -> str:
     return f"{part.kind} with {shapes}" if shapes else part.kind
 
 
-def _misfit(one: Part, other: Part) -> str:
-    """Why two parts that belong together by name or by the user's word cannot be one."""
-    if _signature(one) != _signature(other):
-        return f"source {one.name}: {_shown(one)} does not fit target {other.name}: {_shown(other)}"
-    if differences := inference_differences(one, other):
-        return (
-            f"source {one.name} and target {other.name} compute different things: {', '.join(differences)}; "
-            "convert one of them, or build it from the other's specification"
-        )
-    return ""
+def _misfits(pairs: Pairs) -> list[str]:
+    """Parts that belong together by name or by the user's word, and cannot be one."""
+    return [
+        f"source {one.name}: {_shown(one)} does not fit target {other.name}: {_shown(other)}"
+        for one, other in pairs
+        if _signature(one) != _signature(other)
+    ]
+
+
+def _other_functions(pairs: Pairs) -> list[str]:
+    """Parts that fit and compute different things; those that differ in the same are told together."""
+    found: dict[str, list[tuple[Part, Part]]] = defaultdict(list)
+    for one, other in pairs:
+        if _signature(one) == _signature(other) and (differences := inference_differences(one, other)):
+            found[", ".join(differences)].append((one, other))
+    return [
+        f"source {alike[0][0].name} and target {alike[0][1].name}"
+        + (f", and {len(alike) - 1} more pairs," if len(alike) > 1 else "")
+        + f" compute different things: {what}; convert one of them, or build it from the other's specification"
+        for what, alike in found.items()
+    ]
 
 
 def _unmatched(side: str, parts: list[Part], others: list[Part]) -> list[str]:
