@@ -61,19 +61,22 @@ class Recording:
 
     Attributes:
         calls: of all parts.
-        output: the model's first output, as the model arranges it.
-        outputs: all of them, whatever holds them; those of a dictionary in the order of its keys.
+        outputs: of the model, as it arranges them, whatever holds them; those of a dictionary in the order of its keys.
         input_gradients: of the inputs, where there is one.
         gradients: of arrays, by the names of part and array, arranged as the part arranges them.
         states: the arrays that training updates, as the run left them, by the same names.
     """
 
     calls: Sequence[Call]
-    output: Array
-    outputs: Sequence[Array] = ()
+    outputs: Sequence[Array]
     input_gradients: Sequence[Array | None] = ()
     gradients: Mapping[Key, Array] = field(default_factory=dict)
     states: Mapping[Key, Array] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Array:
+        """The first output."""
+        return self.outputs[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,25 @@ def arranged(part: Part, values: Mapping[int, Array]) -> dict[str, Array]:
         for name, arrange in part.arrange.items()
         if (variables := part.variables.get(name)) and id(variables[0]) in values
     }
+
+
+def recorded(
+    parts: Sequence[Part],
+    calls: Sequence[Call],
+    taps: Sequence[tuple[Any, Mapping[str, Any]]],
+    given: Sequence[Any],
+    outputs: Sequence[Array],
+    gradients: Mapping[int, Array],
+    states: Mapping[Key, Array],
+) -> Recording:
+    """A run put together: ``taps`` are the live output and inputs of each call, whose gradients go by their ids."""
+    return Recording(
+        calls=[with_gradients(call, gradients, *tap) for call, tap in zip(calls, taps, strict=True)],
+        outputs=tuple(outputs),
+        input_gradients=tuple(gradients.get(id(tensor)) for tensor in given),
+        gradients=by_name(parts, lambda part: gradients),
+        states=states,
+    )
 
 
 def by_name(parts: Sequence[Part], values_of: Callable[[Part], Mapping[int, Array]]) -> dict[Key, Array]:

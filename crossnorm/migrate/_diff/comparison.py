@@ -109,7 +109,7 @@ class _Side:
             if not getattr(error, "calls", None):
                 raise
             reason = _line(error)
-            return Recording(calls=error.calls, output=np.zeros(0)), f"{self.name} breaks off: {reason}"  # type: ignore[attr-defined]
+            return Recording(calls=error.calls, outputs=[np.zeros(0)]), f"{self.name} breaks off: {reason}"  # type: ignore[attr-defined]
 
     def units(self, training: bool | None, cotangent: Array | None = None) -> Units:
         units: Units = self.room.units(self.model, self.parts, self.inputs, training=training, cotangent=cotangent)

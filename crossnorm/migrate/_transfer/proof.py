@@ -46,7 +46,7 @@ def prove(pairs: Pairs, one: Model, other: Model) -> Proof:
     An array whose inputs come in another order, after an image was flattened, is put right; so is one whose outputs become an
     image.
     """
-    source, target = one.record(), other.record()
+    source, target = one.before, other.record()
     taken: dict[str, Array] = {}
     given: dict[str, Array] = {}
     while True:

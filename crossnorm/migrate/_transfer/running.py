@@ -25,6 +25,18 @@ class Model:
         self.room = room(self.framework)
         self.parts = parts(model)
         self.inputs = None if inputs is None else as_tuple(inputs)
+        self._before: Recording | None = None
+
+    def run_on(self, inputs: tuple[Array, ...]) -> None:
+        """Take other inputs."""
+        self.inputs, self._before = inputs, None
+
+    @property
+    def before(self) -> Recording:
+        """The run on these inputs before anything is written, made once."""
+        if self._before is None:
+            self._before = self.record()
+        return self._before
 
     def record(self) -> Recording:
         """One run in inference mode."""
@@ -50,7 +62,7 @@ class Model:
 
     def executed(self) -> list[Part]:
         """The parts in the order of their first calls, then those that were not called."""
-        recording = self.record()
+        recording = self.before
         first = {id(part.layer): len(recording.calls) for part in self.parts}
         for number, call in reversed(list(enumerate(recording.calls))):
             first[id(call.part.layer)] = number
@@ -60,7 +72,7 @@ class Model:
         """Whether the batch lies second in the inputs, since a recurrent or attention layer has it there."""
         if not self.inputs or all(part.batch_axis == 0 for part in self.parts):
             return False
-        seconds = [call for call in self.record().calls if call.part.batch_axis == 1 and call.inputs]
+        seconds = [call for call in self.before.calls if call.part.batch_axis == 1 and call.inputs]
         batches = {next(iter(call.inputs.values())).shape[0] for call in seconds}
         first, second = (*self.inputs[0].shape, 0, 0)[:2]
         return batches == {second} and first != second
@@ -78,9 +90,9 @@ def agree_on_inputs(one: Model, other: Model) -> None:
             raise MigrationError(
                 "transfer: neither model declares the shape of its inputs; give inputs=, an array or a tuple of them"
             )
-        declared[0][0].inputs = sample(declared[0][1], declared[0][0].parts)
+        declared[0][0].run_on(sample(declared[0][1], declared[0][0].parts))
     for here, there in ((one, other), (other, one)):
         if there.inputs is None:
-            there.inputs = turned(here.inputs, here.executed(), there.parts)
+            there.run_on(turned(here.inputs, here.executed(), there.parts))
             if here.time_first() != there.time_first():
-                there.inputs = tuple(x.swapaxes(0, 1) if x.ndim > 1 else x for x in there.inputs)
+                there.run_on(tuple(x.swapaxes(0, 1) if x.ndim > 1 else x for x in there.inputs))

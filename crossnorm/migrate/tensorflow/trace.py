@@ -29,8 +29,8 @@ from .._trace import (
     main_inputs,
     measure,
     native,
+    recorded,
     state_names,
-    with_gradients,
     with_inputs,
 )
 
@@ -72,19 +72,10 @@ def record(
             ]
             if not outputs:
                 raise MigrationError(f"the model {model.name!r} gives no tensor, and cannot be compared; return its output")
-            output = outputs[0]
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
-        found = _gradients(tape, output, cotangent, [*tapped, *watched], learned)
+        found = _gradients(tape, outputs[0], cotangent, [*tapped, *watched], learned)
         states = by_name(parts, lambda part: _values(part.variables[name] for name in state_names(part)))
-    calls = [with_gradients(call, found, *tap) for call, tap in zip(calls, taps, strict=True)]
-    return Recording(
-        calls=calls,
-        output=_numpy(output),
-        outputs=tuple(map(_numpy, outputs)),
-        input_gradients=tuple(found.get(id(tensor)) for tensor in given),
-        gradients=by_name(parts, lambda part: found),
-        states=states,
-    )
+    return recorded(parts, calls, taps, given, list(map(_numpy, outputs)), found, states)
 
 
 def replay(

@@ -27,11 +27,11 @@ class Place:
     groups: int | None = None
 
     def read(self) -> Array:
-        return _array(swap(self.variable.detach(), self.groups).reshape(self.shape))
+        return to_array(swap(self.variable.detach(), self.groups).reshape(self.shape))
 
     def write(self, array: Array) -> None:
         with torch.no_grad():
-            self.variable.copy_(swap(_tensor(array), self.groups).reshape(self.variable.shape))
+            self.variable.copy_(swap(to_tensor(array), self.groups).reshape(self.variable.shape))
 
 
 def check_present(layer: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -57,17 +57,17 @@ def take_dtypes(held: Held, arrays: Mapping[str, Array]) -> None:
     """Give the tensors of a new layer the dtypes of the arrays that they are to hold."""
     for name, array in arrays.items():
         tensor = held.places[name].variable
-        tensor.data = tensor.data.to(_tensor(array).dtype)
+        tensor.data = tensor.data.to(to_tensor(array).dtype)
 
 
-def _array(tensor: Tensor) -> Array:
+def to_array(tensor: Tensor) -> Array:
     tensor = tensor.cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().copy().view(BFLOAT16)
     return tensor.numpy().copy()
 
 
-def _tensor(array: Any) -> Tensor:
+def to_tensor(array: Any) -> Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(np.array(array, order="C").view(np.int16)).view(torch.bfloat16)
     kind = np.int64 if array.dtype.name in COUNTERS else array.dtype.newbyteorder("=")

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from .._optimizers import MOMENTS, Rule, State, refuse
-from ._held import _array as to_array
-from ._held import _tensor as to_tensor
+from ._held import to_array, to_tensor
 
 _METHODS: dict[type[torch.optim.Optimizer], str] = {
     torch.optim.SGD: "sgd",

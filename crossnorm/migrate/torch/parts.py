@@ -17,8 +17,7 @@ from crossnorm.torch._weight import groups_of
 from .._parts import Access, Arranged, Array, Part, walk
 from .._settings import Attention, Recurrent, Slope
 from . import _activations, _reparametrizations
-from ._held import _array as to_array
-from ._held import _tensor as to_tensor
+from ._held import to_array, to_tensor
 from .layers import describe, variables, write
 from .linear import computes_as, settings_of
 

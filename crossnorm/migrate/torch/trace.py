@@ -27,8 +27,8 @@ from .._trace import (
     main_inputs,
     measure,
     native,
+    recorded,
     state_names,
-    with_gradients,
     with_inputs,
 )
 
@@ -65,19 +65,10 @@ def record(
                 raise MigrationError(
                     f"the model {type(model).__name__} gives no tensor, and cannot be compared; return its output"
                 )
-            output = outputs[0]
         tapped = [tensor for output_, inputs_ in taps for tensor in (output_, *inputs_.values())]
-        found = _gradients(output, cotangent, [*tapped, *given, *learned])
+        found = _gradients(outputs[0], cotangent, [*tapped, *given, *learned])
         states = by_name(parts, lambda part: _values(part.variables[name] for name in state_names(part)))
-    calls = [with_gradients(call, found, *tap) for call, tap in zip(calls, taps, strict=True)]
-    return Recording(
-        calls=calls,
-        output=_numpy(output),
-        outputs=tuple(map(_numpy, outputs)),
-        input_gradients=tuple(found.get(id(tensor)) for tensor in given),
-        gradients=by_name(parts, lambda part: found),
-        states=states,
-    )
+    return recorded(parts, calls, taps, given, list(map(_numpy, outputs)), found, states)
 
 
 def replay(
