@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from crossnorm.rounding import VERDICT
 
+from .._activations import known
 from .._settings import Linear
 from .._trace import Call, native
 from .causes import Cause, off
-from .glue import Glue, contrast, glue, known, shared
+from .glue import Glue, contrast, glue, shared
 from .pairing import Pair
 
 Array = NDArray[Any]

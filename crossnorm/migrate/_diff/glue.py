@@ -1,14 +1,14 @@
 """What lies between two layers that hold no arrays: an activation, a pooling, a factor; found by trying."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._activations import ACTIVATIONS, LEAKY, Function, computing, leaky
+
 Array = NDArray[Any]
-Function = Callable[[Array], Array]
 
 
 class Glue(NamedTuple):
@@ -19,68 +19,9 @@ class Glue(NamedTuple):
     factor: float
 
     def __call__(self, output: Array) -> Array:
-        return _SHAPES[self.shape](_function(self.activation)(output.astype(np.float64))) * self.factor
+        return _SHAPES[self.shape](computing(self.activation)(output.astype(np.float64))) * self.factor
 
 
-def known(activation: str) -> bool:
-    """Whether it can be computed here; a layer may apply another one itself."""
-    return activation in ACTIVATIONS or activation.startswith(_LEAKY)
-
-
-def _function(activation: str) -> Function:
-    if activation in ACTIVATIONS:
-        return ACTIVATIONS[activation]
-    return _leaky(float(activation.removeprefix(_LEAKY)))
-
-
-def _softmax(axis: int) -> Function:
-    def softmax(x: Array) -> Array:
-        if axis >= x.ndim - 1:
-            return np.full(x.shape, np.nan)
-        e = np.exp(x - x.max(axis, keepdims=True))
-        return np.asarray(e / e.sum(axis, keepdims=True))
-
-    return softmax
-
-
-def _sigmoid(x: Array) -> Array:
-    return np.exp(-np.logaddexp(0, -x))
-
-
-def _erf(x: Array) -> Array:
-    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x))
-
-
-def _leaky(slope: float) -> Function:
-    return lambda x: np.where(x < 0, slope * x, x)
-
-
-def _elu(x: Array) -> Array:
-    return np.where(x < 0, np.expm1(np.minimum(x, 0)), x)
-
-
-ACTIVATIONS: dict[str, Function] = {
-    "": lambda x: x,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "leaky_relu of slope 0.01": _leaky(0.01),
-    "leaky_relu of slope 0.2": _leaky(0.2),
-    "leaky_relu of slope 0.3": _leaky(0.3),
-    "elu": _elu,
-    "selu": lambda x: 1.0507009873554805 * np.where(x < 0, 1.6732632423543772 * _elu(x), x),
-    "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
-    "approximate gelu": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "silu": lambda x: x * _sigmoid(x),
-    "hard_silu": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "sigmoid": _sigmoid,
-    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "tanh": np.tanh,
-    "softplus": lambda x: np.logaddexp(0, x),
-    "softmax": _softmax(-1),
-    "softmax over the batch": _softmax(0),
-    "softmax over the steps": _softmax(1),
-}
-_LEAKY = "leaky_relu of slope "
 # What Keras' settings call them, where that is another name.
 _NAMES = {"linear": "", "leaky_relu": "leaky_relu of slope 0.2", "swish": "silu"}
 
@@ -151,7 +92,7 @@ def _leaking(output: Array, taken: Array, own: str) -> list[Glue]:
     if own or output.shape != taken.shape or np.sum(output < 0) < _ENOUGH:
         return []
     slope = _ratio(output[output < 0], taken[output < 0])
-    return [Glue(f"{_LEAKY}{slope:.6g}", "", 1.0)] if 0 < slope < 1 and _fits(_leaky(slope)(output), taken) else []
+    return [Glue(f"{LEAKY}{slope:.6g}", "", 1.0)] if 0 < slope < 1 and _fits(leaky(slope)(output), taken) else []
 
 
 def _multiples(made: dict[tuple[str, str], Array], taken: Array) -> list[Glue]:

@@ -1,6 +1,6 @@
 """The proof that two models compute the same: every call of every layer, in rounding units."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from crossnorm.errors import MigrationError
 from crossnorm.rounding import VERDICT
 
+from .._activations import ACTIVATIONS
 from .._trace import Call, Recording, Units
 from .matching import Pairs
 from .notes import some
@@ -110,10 +111,9 @@ def _error(call: Call, copy: Call, unit: Array, order: Array | None) -> float:
         return np.inf
     activations = [getattr(part.settings, "activation", "linear") for part in (call.part, copy.part)]
     if activations[0] != activations[1]:
-        functions = [_ACTIVATIONS.get(name) for name in activations]
+        functions = [_CONTRACTIONS.get(name) for name in activations]
         if "linear" not in activations or None in functions:
             return np.nan
-        # None of them moves two numbers further apart, so that the unit before it is one after it.
         want, got = functions[1](want), functions[0](got)  # type: ignore[misc]
     with np.errstate(invalid="ignore"):
         return float(np.max(np.nan_to_num(np.abs(got - want) / unit, nan=np.inf), initial=0))
@@ -135,13 +135,8 @@ def _steps_first(want: Array, got: Array) -> Array:
     return swapped if want.shape != got.shape or same(swapped, got) else want
 
 
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "linear": np.asarray,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "tanh": np.tanh,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-}
+# None of these moves two numbers further apart, so that the unit before it is one after it.
+_CONTRACTIONS = {"linear": ACTIVATIONS[""]} | {name: ACTIVATIONS[name] for name in ("relu", "relu6", "tanh", "sigmoid")}
 
 
 def _parting(call: Call, copy: Call, error: float, order: Array | None) -> str:
